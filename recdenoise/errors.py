@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class TrainingError(UserError):
+    """Training cannot go on, for example because a loss is not a number. What was saved before stays."""
+
+
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
     """Build the error for a name that is not in a table.
 

@@ -1,0 +1,60 @@
+"""DeCA(p): the model it must agree with is a frozen copy of its own class, trained plainly beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recdenoise.denoisers.base import Clock, Stage, Update
+from recdenoise.denoisers.deca import PAPER, CrossModel, CrossModelConfig
+from recdenoise.options import require
+from recdenoise.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class DeCAPConfig(CrossModelConfig):
+    """Options of DeCA(p)."""
+
+    prior_epochs: int | None = None
+    """Epochs of the prior; null takes the run's."""
+
+    prior_selector: str = "valid_loss"
+    """How the prior's epoch is chosen: a prior that has memorised the noise teaches it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prior_epochs is not None:
+            require(self.prior_epochs >= 1, "prior_epochs", self.prior_epochs, "1 or more")
+
+
+class DeCAP(CrossModel):
+    """DeCA with fixed pre-training (Eq. 13, 22, Algorithm 2)."""
+
+    name = "deca_p"
+    title = "DeCA(p)"
+    summary = "agreement with a frozen, plainly trained copy from another seed"
+    paper = PAPER
+    Config = DeCAPConfig
+
+    def build(self, task: Task) -> None:
+        super().build(task)
+        # The published code deep-copies the target: the same initial weights, not another seed.
+        self.prior = task.new_target(0 if self.config.compat == "paper_code" else 1)
+
+    def stages(self) -> list[Stage]:
+        prior = Stage("prior", ("prior",), "prior", self.config.prior_selector, self.config.prior_epochs)
+        return [prior, Stage(train=("target", "h", "h_prime"))]
+
+    def other_logits(self, inputs: Any) -> Tensor:
+        with torch.no_grad():
+            return self.task.call(self.prior, inputs)
+
+    def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
+        if stage.name == "prior":
+            yield Update(self.plain_losses(self.prior, batch).loss, batch.groups)
+        else:
+            yield from super().step(stage, batch, clock)

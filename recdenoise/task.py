@@ -1,0 +1,103 @@
+"""What a backend gives to the core: batches, passes and a :class:`Task` that builds and calls networks.
+
+The core never looks inside ``inputs``: a recommendation backend puts pairs of ids there, an image backend puts images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+Call = Callable[[Any], Tensor]
+"""Maps backend inputs to logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step's examples. Groups are contiguous, so that a mean per group is a slice and not a scatter.
+
+    Attributes:
+        index: ``(n,)`` int64 row in the training set, -1 for a sampled negative.
+        inputs: whatever the backend's :meth:`Task.call` takes.
+        label: ``(n,)`` observed labels: 0/1 floats in the binary case, int64 classes otherwise.
+        groups: sizes of the contiguous groups, for example ``(2048, 2048)`` positives and negatives. They sum to n.
+    """
+
+    index: Tensor
+    inputs: Any
+    label: Tensor
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One sweep over the training set.
+
+    Attributes:
+        negatives: how a recommendation backend draws the unobserved pair of each observed one; ``None`` draws none.
+        beta: exponent on item popularity for ``"popularity"``.
+        reject: redraw an item that the user has interacted with. Only ``compat: paper_code`` turns it off.
+    """
+
+    negatives: Literal["uniform", "popularity"] | None = "uniform"
+    beta: float = 1.0
+    reject: bool = True
+
+
+class Loader(Protocol):
+    """The batches of one pass. ``batches(start)`` begins at any step, so that a run resumes in mid-epoch."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, start: int = 0) -> Iterator[Batch]: ...
+
+
+class Task(Protocol):
+    """A data set and a family of networks. Everything random in it follows from ``seed``.
+
+    Attributes:
+        n_classes: 2 for implicit feedback.
+        n_rows: number of training examples.
+        l2_scale: what a penalty ``lambda / 2 ||theta||^2`` is multiplied by; 1 / number of users for recommendation.
+        rowwise: the target scores whole users at once (autoencoders), so that a batch is users and not pairs.
+    """
+
+    n_classes: int
+    n_rows: int
+    l2_scale: float
+    rowwise: bool
+
+    def new_target(self, member: int) -> nn.Module:
+        """A new copy of the model to denoise. The same ``member`` gives the same initial weights, another one others."""
+        ...
+
+    def new_auxiliary(self, kind: str, member: int) -> nn.Module:
+        """A new auxiliary network by name, for example ``"mf"``. Raises ``UserError`` for a name it does not know."""
+        ...
+
+    def call(self, module: nn.Module, inputs: Any) -> Tensor:
+        """Logits of ``module``: ``(n,)`` for pairs, ``(b, n_items)`` for whole rows, ``(n, C)`` for images."""
+        ...
+
+    def begin_step(self, modules: nn.Module) -> None:
+        """Drop what networks cached from the last step (propagated embeddings)."""
+        ...
+
+    def loader(self, sweep: Pass, key: tuple[int, ...]) -> Loader:
+        """Batches of one pass, drawn from the task's seed and ``key`` (stage, epoch, pass) alone."""
+        ...
+
+    def scan(self, function: Call) -> Tensor:
+        """``function(inputs)`` without gradient for every training row, in row order: ``(n_rows, ...)``."""
+        ...
+
+
+class Validation(Protocol):
+    """Measures a scorer on held-out data."""
+
+    def __call__(self, score: Call, wanted: set[str]) -> dict[str, float]:
+        """Values for the names in ``wanted``: ``loss``, ``trimmed_loss`` or a metric such as ``ndcg@20``."""
+        ...

@@ -1,0 +1,174 @@
+"""``manifest.json``: what a built folder holds, where it came from, and whether it is still whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_recipes.errors import RecipeError, because
+from data_recipes.interactions import Interactions, count_splits, totals
+from data_recipes.recipe import Recipe
+
+MANIFEST = "manifest.json"
+_REQUIRED: dict[str, type] = {
+    "recipe": str,
+    "version": int,
+    "protocol": str,
+    "dataset": str,
+    "reference": dict,
+    "source": dict,
+    "splits": dict,
+    "files": dict,
+}
+SUMMARY_COLUMNS = (
+    "split",
+    "users",
+    "items",
+    "rows",
+    "sparsity",
+    "duplicates",
+    "users not in train",
+    "items not in train",
+)
+"""Headings of the rows of :func:`summary_rows`."""
+
+
+def sha256(data: bytes) -> str:
+    """Return the sha256 of ``data`` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_totals(where: str, found: Interactions, reference: Mapping[str, Any]) -> None:
+    """Compare a source's users, items and rows with the published figures.
+
+    Raises:
+        RecipeError: one of them differs; the message names ``where`` and both figures.
+    """
+    counted = totals(found)
+    wrong = [key for key in ("users", "items", "rows") if counted[key] != reference[key]]
+    if wrong:
+        told = ", ".join(f"{counted[key]:,} {key} instead of {reference[key]:,}" for key in wrong)
+        hint = " The file looks truncated." if counted["rows"] < reference["rows"] else ""
+        raise RecipeError(f"{where} has {told} ({reference['name']}).{hint}")
+
+
+def describe(
+    recipe: Recipe,
+    protocol: str,
+    *,
+    reference: Mapping[str, Any],
+    source: Interactions,
+    source_sha256: str,
+    splits: Mapping[str, Interactions],
+    dropped: Mapping[str, int],
+    notes: Sequence[str],
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Gather a protocol's manifest, all but the files' sha256.
+
+    The same input gives the same manifest on every machine: it holds no date and no path.
+
+    Args:
+        recipe: the recipe that builds.
+        protocol: name of the protocol.
+        reference: published totals: name, users, items, rows, sparsity.
+        source: all interactions of the raw file.
+        source_sha256: sha256 of the raw rows.
+        splits: interactions of each split; ``train`` among them.
+        dropped: rows that the protocol removed, by split.
+        notes: sentences that a reader of the figures must know.
+        seed: of a random split, else None.
+    """
+    counts, overlaps = count_splits(splits)
+    return {
+        "recipe": recipe.name,
+        "version": recipe.version,
+        "protocol": protocol,
+        "dataset": recipe.name,
+        "title": recipe.title,
+        "url": recipe.url,
+        "licence": recipe.licence,
+        "citation": recipe.citation,
+        "seed": seed,
+        "reference": dict(reference),
+        "source": {"sha256": source_sha256, **totals(source)},
+        "splits": counts,
+        "overlaps": overlaps,
+        "dropped": dict(dropped),
+        "notes": list(notes),
+    }
+
+
+def load_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read the ``manifest.json`` of a folder that a recipe built; the other files are not looked at.
+
+    Raises:
+        RecipeError: no folder, no manifest, not JSON, or not the manifest of a recipe.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise RecipeError(f"There is no folder {folder}; a recipe builds one: OUT/<protocol>/<dataset>.")
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RecipeError(
+            f"{folder} has no {MANIFEST}, so no recipe built it (or its build was tampered with)."
+        ) from None
+    except OSError as error:
+        raise RecipeError(f"Cannot read {path}: {because(error)}.") from error
+    except ValueError as error:
+        raise RecipeError(f"{path} is not valid JSON ({error}); remove the folder and build it again.") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path} is not a recipe's manifest: it holds {type(found).__name__}, not an object.")
+    for key, kind in _REQUIRED.items():
+        if not isinstance(found.get(key), kind):
+            raise RecipeError(f"{path} is not a recipe's manifest: {key!r} is missing or not {kind.__name__}.")
+    return found
+
+
+def verify_folder(folder: str | Path) -> dict[str, Any]:
+    """Read a folder's manifest and compare every file with the sha256 in it.
+
+    Raises:
+        RecipeError: as :func:`load_manifest`, or a file is missing or changed (the message names it).
+    """
+    manifest = load_manifest(folder)
+    for name, expected in manifest["files"].items():
+        path = Path(folder) / name
+        try:
+            found = sha256(path.read_bytes())
+        except OSError as error:
+            raise RecipeError(f"Cannot read {path}: {because(error)}; build the folder again.") from error
+        if found != expected:
+            raise RecipeError(
+                f"{path} has changed since it was built (sha256 {found[:12]}..., expected {str(expected)[:12]}...); "
+                "build the folder again."
+            )
+    return manifest
+
+
+def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return a printable table: the published totals, the source's, then each split's, under :data:`SUMMARY_COLUMNS`.
+
+    Every cell is a string; what does not apply is empty. Sparsity has five decimals and no leading zero, as printed.
+    """
+    lines = [
+        (manifest["reference"]["name"], manifest["reference"]),
+        ("source", manifest["source"]),
+        *manifest["splits"].items(),
+    ]
+    return [(name, *_cells(figures)) for name, figures in lines]
+
+
+def _cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    counted = [f"{figures[key]:,}" for key in ("users", "items", "rows")]
+    empty = f"{figures['sparsity']:.5f}".removeprefix("0")
+    rest = [
+        f"{figures[key]:,}" if key in figures else ""
+        for key in ("duplicates", "users_not_in_train", "items_not_in_train")
+    ]
+    return (*counted, empty, *rest)

@@ -44,7 +44,7 @@ def clear_caches(model: nn.Module) -> None:
 class Scorer:
     """How one family of models scores pairs. Scorers hold no state of a model; the model is handed in.
 
-    Subclasses define :meth:`pair_logits`, and :meth:`_full` where all items of a user are cheaper at once than by pairs.
+    Subclasses define :meth:`pair_logits`, and :meth:`_full` where scoring all items of a user at once is cheaper.
     """
 
     kind: ClassVar[str] = "pair"

@@ -14,7 +14,7 @@ from recdenoise.recbole_adapter.models.factorisation import GMF, MF
 from recdenoise.recbole_adapter.models.lightgcn import LightGCN
 from recdenoise.recbole_adapter.models.neumf import NeuMF
 
-__all__ = ["CDAE", "GMF", "MF", "MODELS", "LightGCN", "ModelEntry", "NeuMF", "paper_model_config"]
+__all__ = ["CDAE", "GMF", "MF", "MODELS", "LightGCN", "ModelEntry", "NeuMF", "model_class", "paper_model_config"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,20 @@ MODELS: dict[str, ModelEntry] = {
         {"embedding_size": 64, "n_layers": 3},
     ),
 }
+
+
+def model_class(name: str) -> type:
+    """The class of one of our models.
+
+    Args:
+        name: a name of :data:`MODELS`.
+
+    Raises:
+        UserError: when it is not one; it lists those that are.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return MODELS[name].cls
 
 
 def paper_model_config(model: str | type | object) -> dict[str, Any]:

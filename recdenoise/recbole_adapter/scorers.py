@@ -7,7 +7,8 @@ line in :data:`SCORERS` (or a call of :func:`register_scorer`); a subclass is sc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -129,6 +130,30 @@ class DotScorer(Scorer):
         return model.full_sort_predict({model.USER_ID: users})
 
 
+class NGCFScorer(DotScorer):
+    """NGCF of RecBole 1.2.0 builds its dropout anew in ``forward``, so it would drop while evaluating as well."""
+
+    def pair_logits(self, model: Any, users: Tensor, items: Tensor, rows: Rows | None = None) -> Tensor:
+        with _without_stray_dropout(model):
+            return super().pair_logits(model, users, items, rows)
+
+    def _full(self, model: Any, users: Tensor) -> Tensor:
+        with _without_stray_dropout(model):
+            return super()._full(model, users)
+
+
+@contextmanager
+def _without_stray_dropout(model: Any) -> Iterator[None]:
+    """Set NGCF's rate to zero while the model evaluates; its later versions look at the mode themselves."""
+    rate = model.message_dropout
+    if not model.training:
+        model.message_dropout = 0.0
+    try:
+        yield
+    finally:
+        model.message_dropout = rate
+
+
 class LineScorer(ForwardScorer):
     """LINE: ``forward`` is a dot product, and so is RecBole's full ranking."""
 
@@ -241,7 +266,7 @@ SCORERS: dict[str, Scorer] = {
     "DMF": DMFScorer(),
     "BPR": _DOT,
     "LightGCN": _DOT,
-    "NGCF": _DOT,
+    "NGCF": NGCFScorer(),
     "SpectralCF": _DOT,
     "DGCF": _DOT,
     "NCL": _DOT,

@@ -46,7 +46,8 @@ class LightGCN(RecBoleLightGCN):
 
     def clear_caches(self) -> None:
         """Forget the propagated embeddings: call it whenever weights change outside ``calculate_loss``."""
-        self.restore_user_e, self.restore_item_e = None, None
+        self.restore_user_e: Tensor | None = None
+        self.restore_item_e: Tensor | None = None
 
     def train(self, mode: bool = True) -> LightGCN:
         """Switch the mode and forget the cached embeddings."""

@@ -46,23 +46,16 @@ class NeuMF(RecBoleNeuMF):
             for part in (self.user_mlp_embedding, self.item_mlp_embedding, self.mlp_layers):
                 part.requires_grad_(False)
 
-    @property
-    def _first(self) -> nn.Linear:
-        return next(layer for layer in self.mlp_layers.mlp_layers if isinstance(layer, nn.Linear))
+    def _linears(self) -> list[nn.Linear]:
+        """The MLP's layers; each is followed by a ReLU."""
+        return [layer for layer in self.mlp_layers.mlp_layers if isinstance(layer, nn.Linear)]
 
-    def _after_first(self, hidden: Tensor) -> Tensor:
-        """The MLP from the first activation on."""
-        layers = list(self.mlp_layers.mlp_layers)
-        for layer in layers[layers.index(self._first) + 1 :]:
-            hidden = layer(hidden)
-        return hidden
-
-    def _half(self, table: nn.Embedding, weight: Tensor, ids: Tensor) -> Tensor:
-        """(n, width): ``weight @ table[id]`` for each id, multiplied once per distinct id."""
+    def _half(self, table: nn.Embedding, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+        """(n, width): ``weight @ table[id] + bias`` for each id, computed once per distinct id."""
         if table.num_embeddings <= ids.numel():  # the whole table is the shorter list
-            return F.embedding(ids, table.weight @ weight.t())
+            return F.embedding(ids, F.linear(table.weight, weight, bias))
         distinct, where = torch.unique(ids, return_inverse=True)
-        return F.embedding(where, table(distinct) @ weight.t())
+        return F.embedding(where, F.linear(table(distinct), weight, bias))
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Score pairs; equal to RecBole's forward.
@@ -76,10 +69,13 @@ class NeuMF(RecBoleNeuMF):
         """
         if not self.mlp_train or (self.training and self.dropout_prob > 0):
             return super().forward(user, item)  # dropout draws per pair: the halves are then not shared
-        first, width = self._first, self.mlp_embedding_size
-        hidden = self._half(self.user_mlp_embedding, first.weight[:, :width], user)
-        hidden = hidden + self._half(self.item_mlp_embedding, first.weight[:, width:], item) + first.bias
-        output = self._after_first(hidden)
+        first, *rest = self._linears()
+        width = self.mlp_embedding_size
+        output = self._half(self.user_mlp_embedding, first.weight[:, :width], first.bias, user)
+        # In place where autograd allows it: for a few thousand pairs, fresh memory costs more than the arithmetic.
+        output = output.add_(self._half(self.item_mlp_embedding, first.weight[:, width:], None, item)).relu_()
+        for layer in rest:
+            output = F.linear(output, layer.weight, layer.bias).relu_()
         if self.mf_train:
             output = torch.cat((self.user_mf_embedding(user) * self.item_mf_embedding(item), output), -1)
         return self.predict_layer(output).squeeze(-1)
@@ -105,13 +101,13 @@ class NeuMF(RecBoleNeuMF):
 
     def _add_mlp_logits(self, scores: Tensor, users: Tensor, head: Tensor) -> None:
         """Add the MLP's part of the logits to (b, n_items) scores, block by block in reused memory."""
-        first, width = self._first, self.mlp_embedding_size
+        first, *rest = self._linears()
+        width = self.mlp_embedding_size
         by_user = torch.addmm(first.bias, self.user_mlp_embedding(users), first.weight[:, :width].t())
         by_item = self.item_mlp_embedding.weight @ first.weight[:, width:].t()
         pairs = _PAIRS_PER_BLOCK if scores.device.type == "cpu" else _PAIRS_PER_BLOCK_GPU
         n_items = min(self.n_items, pairs)
         n_users = max(1, pairs // n_items)
-        rest = [layer for layer in self.mlp_layers.mlp_layers if isinstance(layer, nn.Linear)][1:]
         for top in range(0, users.numel(), n_users):
             block = by_user[top : top + n_users, None, :]
             for left in range(0, self.n_items, n_items):

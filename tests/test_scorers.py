@@ -161,6 +161,23 @@ def test_cosine_scale(folder: Path) -> None:
         scorers.CosineScorer(0.0)
 
 
+def test_logits_are_those_of_the_models_own_probabilities(folder: Path) -> None:
+    users, items = pairs()
+    batch = {"user_id": users, "item_id": items}
+    for name in ("GCMC", "FISM", "NAIS", "DMF", "NeuMF", "CDAE", "BPR", "MultiVAE"):
+        model = build_model(folder, name, own_models=False, **SMALL.get(name, {})).eval()
+        logits = scorers.scorer_for(model).pair_logits(model, users, items)
+        if name == "GCMC":
+            classes = model(model.user_features, model.item_features, users, items)
+            expected = classes.softmax(1)[:, 1]
+        elif name == "FISM":  # its predict applies the sigmoid twice
+            expected = model(users, items)
+        else:
+            expected = model.predict(batch)
+        got = logits if name in ("BPR", "MultiVAE") else logits.sigmoid()
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5, msg=name)
+
+
 def test_kinds() -> None:
     autoencoders = {"CDAE", "MultiDAE", "MultiVAE", "RecVAE", "RaCT", "MacridVAE", "DiffRec", "LDiffRec"}
     assert {n for n in scorers.SCORERS if scorers.SCORERS[n].kind == "row"} == autoencoders

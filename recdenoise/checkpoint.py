@@ -91,7 +91,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """State of every global generator (a model may use any of them), in plain types and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],

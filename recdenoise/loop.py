@@ -37,8 +37,8 @@ class LoopConfig:
     seed: int = 2020
     """Everything random follows from it."""
 
-    selector: str = "valid_loss"
-    """Which epoch is kept: last, valid_loss, trimmed_valid_loss or a metric such as ndcg@20."""
+    selector: str = "loss"
+    """Which epoch is kept: last, loss, trimmed or a metric such as ndcg@20."""
 
     patience: int | None = 10
     """Stop after so many evaluations without a new best; null trains all epochs."""

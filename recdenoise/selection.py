@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from recdenoise.errors import UserError
 from recdenoise.ranking import parse_metric
 
-LOSSES = {"valid_loss": "loss", "trimmed_valid_loss": "trimmed_loss"}
+LOSSES = {"loss": "loss", "trimmed": "trimmed_loss"}
 """Selectors that minimise a validation loss, and the name of the value that validation gives for them.
 
-``trimmed_valid_loss`` leaves out the 20% of validation positives with the largest loss (ERM_RE).
+``trimmed`` leaves out the 20% of validation positives with the largest loss (ERM_RE).
 """
 
 
 def check_selector(name: str) -> str:
-    """Return ``name`` if it is ``last``, ``valid_loss``, ``trimmed_valid_loss`` or a metric such as ``ndcg@20``."""
+    """Return ``name`` if it is ``last``, ``loss``, ``trimmed`` or a metric such as ``ndcg@20``."""
     if name == "last" or name in LOSSES:
         return name
     try:
@@ -34,7 +34,7 @@ class Selection:
     """Watches one stage's validation values, keeps the best weights and says when to stop.
 
     Args:
-        selector: ``last``, ``valid_loss``, ``trimmed_valid_loss`` or a metric name.
+        selector: ``last``, ``loss``, ``trimmed`` or a metric name.
         patience: stop after so many evaluations without a new best; ``None`` never stops.
         paper_code: the published code's rule: count every evaluation whose loss exceeds the previous one's, stop at
             ``patience`` of them, keep the last weights.

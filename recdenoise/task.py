@@ -71,7 +71,7 @@ class Task(Protocol):
     rowwise: bool
 
     def new_target(self, member: int) -> nn.Module:
-        """A new copy of the model to denoise. The same ``member`` gives the same initial weights, another one others."""
+        """A new copy of the model to denoise: the same ``member`` has the same initial weights, another one others."""
         ...
 
     def new_auxiliary(self, kind: str, member: int) -> nn.Module:

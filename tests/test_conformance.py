@@ -84,7 +84,7 @@ class TestEveryMethod:
 
     @pytest.mark.parametrize("stop_after", [1, 7, 13, 29, 40])
     def test_resume_equals_no_interruption(self, name: str, stop_after: int, tmp_path: Path) -> None:
-        config = LoopConfig(epochs=3, lr=0.05, selector="valid_loss", patience=2)
+        config = LoopConfig(epochs=3, lr=0.05, selector="loss", patience=2)
         task = ToyTask(dropout=0.3, batch_size=4)
         whole = denoisers.get(name)(task)
         history = Loop(whole, task, config, validate=task.validate).run()
@@ -245,7 +245,7 @@ def test_deca_p_prior_is_frozen_and_comes_from_another_seed() -> None:
     copied = denoisers.get("deca_p")(task, {"compat": "paper_code"})
     assert torch.equal(copied.target.user.weight, copied.prior.user.weight)  # type: ignore[union-attr]
     prior_stage, main_stage = denoiser.stages()
-    assert (prior_stage.selector, prior_stage.watch) == ("valid_loss", "prior")
+    assert (prior_stage.selector, prior_stage.watch) == ("loss", "prior")
     assert "prior" not in main_stage.train
 
 

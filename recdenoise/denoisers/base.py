@@ -28,7 +28,7 @@ class Stage:
         name: shown in progress bars and logs.
         train: dotted names of the modules that learn; all others are frozen and in eval mode.
         watch: dotted name of the module that validation scores and that the stage is for.
-        selector: overrides the run's way of choosing an epoch, for example ``"valid_loss"`` for a prior.
+        selector: overrides the run's way of choosing an epoch, for example ``"loss"`` for a prior.
         epochs: overrides the run's number of epochs.
     """
 

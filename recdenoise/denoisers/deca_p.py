@@ -22,7 +22,7 @@ class DeCAPConfig(CrossModelConfig):
     prior_epochs: int | None = None
     """Epochs of the prior; null takes the run's."""
 
-    prior_selector: str = "valid_loss"
+    prior_selector: str = "loss"
     """How the prior's epoch is chosen: a prior that has memorised the noise teaches it."""
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +38,10 @@ class Ensemble(Denoiser):
     summary = "the mean probability of copies trained from different seeds"
     paper = "baseline of Wang et al., Label Denoising through Cross-Model Agreement, TORS 2023"
     Config = EnsembleConfig
-    neutral = {"members": 1}
+    neutral: ClassVar[dict[str, Any] | None] = {"members": 1}
 
     def build(self, task: Task) -> None:
         self.members = nn.ModuleList(task.new_target(member) for member in range(self.config.members))
-
-    @property
-    def target(self) -> nn.Module:
-        """The first member, for whoever wants one plain model out of a run."""
-        return self.members[0]
 
     def stages(self) -> list[Stage]:
         names = [f"members.{i}" for i in range(self.config.members)]

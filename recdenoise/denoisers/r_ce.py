@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Losses
@@ -23,14 +24,14 @@ class RCEConfig(DenoiserConfig):
 
 
 class RCE(Denoiser):
-    """Reweighted cross-entropy: ``p ** alpha`` for positives, ``(1 - p) ** alpha`` for negatives, p detached (Eq. 5)."""
+    """Reweighted cross-entropy (Eq. 5): weights ``p ** alpha`` for positives, ``(1 - p) ** alpha`` for negatives."""
 
     name = "r_ce"
     title = "R-CE"
     summary = "weighs each label by the probability the model gives it"
     paper = "Wang et al., Denoising Implicit Feedback for Recommendation, WSDM 2021"
     Config = RCEConfig
-    neutral = {"alpha": 0.0}
+    neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0.0}
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         logits = self.task.call(self.target, batch.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Losses
@@ -43,7 +44,7 @@ class TCE(Denoiser):
     summary = "drops a growing share of the positives with the largest loss"
     paper = "Wang et al., Denoising Implicit Feedback for Recommendation, WSDM 2021"
     Config = TCEConfig
-    neutral = {"drop_rate": 0.0}
+    neutral: ClassVar[dict[str, Any] | None] = {"drop_rate": 0.0}
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         loss = objectives.classification_loss(self.task.call(self.target, batch.inputs), batch.label)

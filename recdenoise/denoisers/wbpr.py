@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from recdenoise.denoisers.base import Denoiser, DenoiserConfig, Stage
 from recdenoise.options import require
@@ -32,7 +33,7 @@ class WBPR(Denoiser):
     summary = "negatives drawn in proportion to item popularity"
     paper = "Gantner et al., Personalized Ranking for Non-Uniformly Sampled Items, KDD Cup 2012"
     Config = WBPRConfig
-    neutral = {"beta": 0.0}
+    neutral: ClassVar[dict[str, Any] | None] = {"beta": 0.0}
 
     def passes(self, stage: Stage, epoch: int) -> list[Pass]:
         reject = self.config.compat == "none"

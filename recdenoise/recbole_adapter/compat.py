@@ -12,6 +12,7 @@ import importlib.util
 import pkgutil
 import sys
 import types
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,8 @@ def apply() -> None:
     _model_lookup()
     _lenient_loading()
     _quick_start()
+    # RecBole's chained fillna still works under the pandas that we ask for; its users cannot act on the warning.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.data\..*")
     _applied = True
 
 

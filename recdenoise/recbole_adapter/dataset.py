@@ -1,0 +1,186 @@
+"""A folder that a recipe built, as tensors: pairs, held-out pairs, the clean test, tokens, ratings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data_recipes
+from recdenoise.errors import UserError
+from recdenoise.interactions import Interactions
+from recdenoise.recbole_adapter.recbole_config import build_config, read_yaml
+from recdenoise.recbole_adapter.trainer import training_pairs
+
+PROTOCOLS = ("paper", "clean")
+"""``paper``: as published, test and validation overlap where the publisher's files do, unreachable positives count.
+``clean``: disjoint splits, only positives that can be ranked, users unseen in training left out."""
+
+
+def cache_folder() -> Path:
+    """Where recipes named on the command line are built: ``RECDENOISE_CACHE``, else ``~/.cache/recdenoise``."""
+    return Path(os.environ.get("RECDENOISE_CACHE") or Path.home() / ".cache" / "recdenoise")
+
+
+def find_folder(dataset: str, protocol: str) -> Path:
+    """The folder of a data set under a protocol, built first where ``dataset`` names a recipe.
+
+    Args:
+        dataset: a recipe's name, the folder that ``recdenoise data build`` wrote, or one protocol's folder inside it.
+        protocol: ``paper`` or ``clean``.
+
+    Raises:
+        UserError: neither, or a folder whose files changed since it was built.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"Unknown protocol {protocol!r}. Valid: {', '.join(PROTOCOLS)}.")
+    path = Path(dataset)
+    try:
+        if dataset in data_recipes.RECIPES and not path.is_dir():
+            folders = data_recipes.build(dataset, cache_folder() / dataset)
+            folder = next((f for f in folders if f.parent.name == protocol), None)
+            if folder is None:
+                raise UserError(f"The recipe {dataset} has no {protocol} protocol.")
+            return folder
+        if not path.is_dir():
+            valid = ", ".join(sorted(data_recipes.RECIPES))
+            raise UserError(f"There is no data set {dataset!r}: it is neither a recipe ({valid}) nor a folder.")
+        candidates = [path] if (path / "manifest.json").is_file() else sorted((path / protocol).glob("*/"))
+        if len(candidates) != 1 or not (candidates[0] / "manifest.json").is_file():
+            raise UserError(f"{path} was not built by a recipe: it has no {protocol}/NAME/manifest.json.")
+        manifest = data_recipes.verify_folder(candidates[0])
+    except data_recipes.RecipeError as error:
+        raise UserError(str(error)) from error
+    if manifest["protocol"] != protocol:
+        raise UserError(
+            f"{path} holds the {manifest['protocol']} protocol; give --protocol {manifest['protocol']}, or the folder "
+            "above it."
+        )
+    return candidates[0].resolve()
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """Everything that training and evaluation read, ids as RecBole numbers them (0 is padding).
+
+    Attributes:
+        name, protocol, folder: what was loaded.
+        config, dataset: RecBole's, for building models.
+        train, valid: ``(users, items)``, ``(n,)`` int64 each.
+        truth: the clean test.
+        rating: ``(n_train,)`` float ratings of the training rows, or ``None``.
+        user_tokens, item_tokens: id -> the publisher's token.
+        unknown_test_rows: clean-test rows with a user or item in none of the other files.
+    """
+
+    name: str
+    protocol: str
+    folder: Path
+    config: Any
+    dataset: Any
+    train: tuple[Tensor, Tensor]
+    valid: tuple[Tensor, Tensor]
+    truth: Interactions
+    rating: Tensor | None
+    user_tokens: np.ndarray[Any, Any]
+    item_tokens: np.ndarray[Any, Any]
+    unknown_test_rows: int
+
+    @property
+    def known(self) -> Interactions:
+        """Training and validation pairs: what a ranking masks."""
+        lists = [Interactions.from_pairs(u, i, self.truth.n_users, self.truth.n_items) for u, i in self.splits]
+        return lists[0].union(lists[1])
+
+    @property
+    def splits(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Train, valid."""
+        return self.train, self.valid
+
+    def user_ids(self, tokens: list[str]) -> Tensor:
+        """Ids of users by token. Raises ``UserError`` for a token that the data set does not have."""
+        table = self.dataset.field2token_id[self.dataset.uid_field]
+        unknown = [token for token in tokens if token not in table or table[token] == 0]
+        if unknown:
+            some = ", ".join(str(t) for t in self.user_tokens[1:6])
+            raise UserError(f"No user {', '.join(map(repr, unknown))} in {self.name}; its users are {some}, ...")
+        return torch.tensor([table[token] for token in tokens], dtype=torch.int64)
+
+
+def load_split(model: str, dataset: str, protocol: str, options: dict[str, Any]) -> SplitData:
+    """Load a data set through RecBole.
+
+    Args:
+        model: a model's name, for RecBole's configuration.
+        dataset: see :func:`find_folder`.
+        protocol: ``paper`` or ``clean``.
+        options: RecBole options.
+
+    Raises:
+        UserError: a folder, file or option that cannot work, or an empty split.
+    """
+    from recbole.data import create_dataset
+
+    folder = find_folder(dataset, protocol)
+    name = folder.name
+    described = read_yaml(folder / f"{name}.yaml")
+    config = build_config(model, name, None, {"show_progress": False, **options, **described})
+    config["data_path"] = str(folder)  # RecBole sends a data set called ml-100k to its own copy
+    data = create_dataset(config)
+    built = data.build()
+    if len(built) != 3:
+        raise UserError(f"{folder} must give RecBole a train, a valid and a test file; it gave {len(built)}.")
+    for part, split in zip(("train", "valid", "test"), built, strict=True):
+        if len(split.inter_feat) == 0:
+            raise UserError(f"The {part} split of {folder} is empty.")
+    train, valid = (training_pairs(split) for split in built[:2])
+    rating_field = config["RATING_FIELD"]
+    feat = built[0].inter_feat
+    truth, unknown = _clean_test(folder / f"{name}.clean_test.inter", data)
+    return SplitData(
+        name,
+        protocol,
+        folder,
+        config,
+        built[0],
+        train,
+        valid,
+        truth,
+        feat[rating_field].float() if rating_field in feat.columns else None,
+        data.field2id_token[data.uid_field],
+        data.field2id_token[data.iid_field],
+        unknown,
+    )
+
+
+def _clean_test(path: Path, data: Any) -> tuple[Interactions, int]:
+    """The clean test's pairs, and how many of its rows name a user or item that no other file has."""
+    if not path.is_file():
+        raise UserError(f"There is no clean test {path}.")
+    users, items = [], []
+    with path.open(encoding="utf-8") as file:
+        header = file.readline().rstrip("\r\n").split("\t")
+        names = [column.partition(":")[0] for column in header]
+        try:
+            u, i = names.index(data.uid_field), names.index(data.iid_field)
+        except ValueError:
+            raise UserError(f"{path}, line 1: the header must name {data.uid_field} and {data.iid_field}.") from None
+        for number, line in enumerate(file, 2):
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) != len(header):
+                raise UserError(f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}.")
+            users.append(cells[u])
+            items.append(cells[i])
+    user_table, item_table = data.field2token_id[data.uid_field], data.field2token_id[data.iid_field]
+    ids = [(user_table.get(a, 0), item_table.get(b, 0)) for a, b in zip(users, items, strict=True)]
+    known = [pair for pair in ids if pair[0] and pair[1]]
+    if not known:
+        raise UserError(f"The clean test {path} is empty.")
+    pairs = torch.tensor(known, dtype=torch.int64)
+    truth = Interactions.from_pairs(pairs[:, 0], pairs[:, 1], data.user_num, data.item_num)
+    return truth, len(ids) - len(known)

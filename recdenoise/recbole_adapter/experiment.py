@@ -1,0 +1,286 @@
+"""A run from settings to files: train, evaluate, save; and a saved run back to a model that ranks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import recdenoise
+from recdenoise import checkpoint, ranking, seeds
+from recdenoise.denoisers import Clock, Denoiser, Stage
+from recdenoise.errors import UserError
+from recdenoise.loop import Loop, Observer
+from recdenoise.ranking import RankingResult
+from recdenoise.recbole_adapter.dataset import SplitData, load_split
+from recdenoise.recbole_adapter.loaders import WholeRows
+from recdenoise.recbole_adapter.recbole_config import read_yaml, resolve_model
+from recdenoise.recbole_adapter.settings import Settings, from_dict
+from recdenoise.recbole_adapter.task import RecBoleTask
+from recdenoise.recbole_adapter.trainer import model_builder
+from recdenoise.recbole_adapter.validation import PairValidation
+
+METRICS = ("recall", "ndcg")
+TOPK = (3, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        path: its folder, or ``None`` where nothing was saved.
+        test: metric name to mean over users, for example ``{"recall@20": 0.1, ...}``.
+        record: what ``result.json`` holds.
+    """
+
+    path: Path | None
+    test: dict[str, float]
+    record: dict[str, Any]
+
+
+@dataclass
+class Run:
+    """Data, task and networks of a run, trained or about to be."""
+
+    settings: Settings
+    data: SplitData
+    task: RecBoleTask
+    denoiser: Denoiser
+    validation: PairValidation
+    prepare_seconds: float
+
+    @property
+    def tests_like_the_published_code(self) -> bool:
+        """The published code tests autoencoders in training mode and masks nothing (its mask is thrown away)."""
+        return self.settings.config.compat == "paper_code" and self.task.rowwise
+
+    def score_block(self, users: Tensor) -> Tensor:
+        """Scores of all items, ``(b, n_items)``."""
+        return self.denoiser.score(WholeRows(users))
+
+    def evaluate(
+        self,
+        topk: Sequence[int] = TOPK,
+        metrics: Sequence[str] = METRICS,
+        protocol: str | None = None,
+        masked: bool | None = None,
+    ) -> RankingResult:
+        """Rank all items for the users of the clean test.
+
+        Args:
+            topk: cut-offs.
+            metrics: names of :data:`recdenoise.ranking.METRICS`.
+            protocol: how to count; the run's own by default. It never changes the files.
+            masked: whether training and validation pairs are left out of the lists; by default they are, except for
+                autoencoders under ``compat: paper_code``.
+
+        Raises:
+            UserError: an unknown metric, or a cut-off beyond the catalogue.
+        """
+        protocol = protocol or self.data.protocol
+        masked = not self.tests_like_the_published_code if masked is None else masked
+        device = self.task.device
+        users = (self.data.truth.counts() > 0).nonzero()[:, 0].to(device)
+        self.denoiser.eval()
+        self.task.begin_step(self.denoiser)
+        if self.tests_like_the_published_code and not masked:
+            torch.manual_seed(seeds.derive(self.settings.seed, "evaluate"))
+            self.denoiser.train()
+        result = ranking.evaluate(
+            self.score_block,
+            self.data.truth.to(device),
+            topk=list(topk),
+            metrics=metrics,
+            mask=self.data.known.to(device) if masked else None,
+            users=users,
+            train=self.task.data.lists,
+            keep_unseen_users=protocol == "paper",
+            drop_masked_truth=protocol == "clean" and masked,
+            first_item=1,
+        )
+        self.denoiser.eval()
+        return result
+
+    def recommend(self, tokens: Sequence[str], k: int) -> list[tuple[str, list[tuple[str, float]]]]:
+        """The ``k`` best new items of each user: ``[(user, [(item, score), ...]), ...]`` by token.
+
+        Raises:
+            UserError: an unknown user, or ``k`` beyond the catalogue.
+        """
+        users = self.data.user_ids(list(tokens)).to(self.task.device)
+        self.denoiser.eval()
+        self.task.begin_step(self.denoiser)
+        mask = self.data.known.to(self.task.device)
+        lists = ranking.top_k(self.score_block, users, k, self.task.n_items, mask=mask, first_item=1)
+        with torch.no_grad():
+            probability = torch.sigmoid(self.score_block(users))
+        names = self.data.item_tokens
+        return [
+            (token, [(str(names[i]), float(row[i])) for i in items.tolist() if i >= 0])
+            for token, items, row in zip(tokens, lists, probability, strict=True)
+        ]
+
+
+def prepare(settings: Settings) -> Run:
+    """Load the data and build every network of ``settings``."""
+    started = time.perf_counter()
+    data = load_split(settings.model, settings.dataset, settings.protocol, settings.options)
+    cls = resolve_model(settings.model)
+    build = model_builder(data.config, data.dataset, cls)
+    task = RecBoleTask(
+        *data.train,
+        data.truth.n_users,
+        data.truth.n_items,
+        new_model=build,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        device=data.config["device"],
+    )
+    denoiser = settings.method(task, settings.config)
+    validation = PairValidation(task, *data.valid)
+    return Run(settings, data, task, denoiser, validation, time.perf_counter() - started)
+
+
+class RunFiles(Observer):
+    """Keeps ``metrics.csv`` whole after every epoch and hands everything on to another observer."""
+
+    def __init__(self, folder: Path, inner: Observer, history: list[dict[str, Any]]) -> None:
+        self.path, self.inner = folder / "metrics.csv", inner
+        self.rows = list(history)
+
+    def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+        self.inner.on_stage(stage, epochs, steps_per_epoch, first_epoch)
+
+    def on_step(self, clock: Clock, loss: Tensor) -> None:
+        self.inner.on_step(clock, loss)
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        columns = list(dict.fromkeys(key for r in self.rows for key in r))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        checkpoint.write_text(self.path, text.getvalue())
+        self.inner.on_epoch(row)
+
+
+def train(settings: Settings, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
+    """Train and test; writes ``config.yaml``, ``metrics.csv``, ``checkpoint.pt``, ``model.pt`` and ``result.json``.
+
+    Args:
+        settings: from :func:`recdenoise.recbole_adapter.settings.resolve`.
+        out: the run's folder, or ``None`` to save nothing.
+        resume: go on from the folder's checkpoint where there is one.
+        observer: told about progress.
+
+    Raises:
+        UserError: the folder holds another run, or ``resume`` is off and it holds one.
+        TrainingError: a loss is not finite.
+        KeyboardInterrupt: after a checkpoint was saved.
+    """
+    if out is not None and not resume and (out / "checkpoint.pt").exists():
+        raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out.")
+    run = prepare(settings)
+    inner = observer or Observer()
+    if out is not None:
+        checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
+    loop = Loop(
+        run.denoiser,
+        run.task,
+        settings.loop,
+        validate=run.validation,
+        checkpoint_path=None if out is None else out / "checkpoint.pt",
+        identity=settings.identity(recdenoise.__version__),
+        observer=inner,
+    )
+    if resume and out is not None:
+        loop.resume()
+    if out is not None:
+        loop.observer = RunFiles(out, inner, loop.history)
+    history = loop.run()
+    result = finish(run, history, out)
+    if out is not None:
+        checkpoint.save(out / "model.pt", {"identity": loop.identity, "modules": run.denoiser.state_dict()})
+        checkpoint.write_json(out / "result.json", result.record)
+    return result
+
+
+def finish(run: Run, history: list[dict[str, Any]], out: Path | None) -> RunResult:
+    """Test a trained run and put everything about it in one record."""
+    started = time.perf_counter()
+    measured = run.evaluate()
+    evaluate_seconds = time.perf_counter() - started
+    settings = run.settings
+    watched = run.denoiser.module(run.denoiser.stages()[-1].watch)
+    counts = measured.to_dict()
+    test = counts.pop("mean")
+    record: dict[str, Any] = {
+        "model": settings.model,
+        "dataset": run.data.name,
+        "denoiser": settings.method.name,
+        "protocol": settings.protocol,
+        "seed": settings.seed,
+        "preset": settings.preset,
+        "selector": settings.loop.selector,
+        "test": test,
+        "counts": {**counts, "unknown_test_rows": run.data.unknown_test_rows},
+        "seconds": {
+            "prepare": run.prepare_seconds,
+            "train": sum(row["seconds"] for row in history),
+            "evaluate": evaluate_seconds,
+        },
+        "epochs": {
+            stage: sum(r["stage"] == stage for r in history) for stage in dict.fromkeys(r["stage"] for r in history)
+        },
+        "parameters": sum(p.numel() for p in watched.parameters()),
+        "versions": versions(),
+        "device": str(run.task.device),
+    }
+    if run.tests_like_the_published_code:
+        record["test_masked"] = run.evaluate(masked=True).mean
+    return RunResult(out, test, record)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a number."""
+    found = {"recdenoise": recdenoise.__version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "scipy", "recbole"):
+        try:
+            found[package] = installed(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def load(folder: Path) -> Run:
+    """Load a finished run, ready to rank.
+
+    Raises:
+        UserError: not a run, an unfinished one, or weights of another model or version.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run: it has no config.yaml.")
+    if not (folder / "model.pt").is_file():
+        raise UserError(f"The run in {folder} has not finished; continue it with: recdenoise train --resume {folder}")
+    settings = from_dict(read_yaml(folder / "config.yaml"))
+    run = prepare(settings)
+    path = folder / "model.pt"
+    state = checkpoint.load(path, run.task.device)
+    expected = {"denoiser": settings.method.name, "model": settings.model, "seed": settings.seed}
+    checkpoint.require_same(path, state["identity"], expected)
+    checkpoint.load_modules(path, run.denoiser.load_state_dict, state["modules"])
+    run.denoiser.eval()
+    return run

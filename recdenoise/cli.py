@@ -1,0 +1,378 @@
+"""The command line. Heavy imports happen inside commands, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recdenoise import __version__
+from recdenoise.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = "Bad input is answered in one sentence and exit code 2. Documentation: the docs folder of the project."
+
+
+def console() -> Console:
+    """Where tables and progress go; wide enough for a table when the output is a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+class Group(click.Group):
+    """Turns our errors into one sentence and exit code 2, and an interrupt into exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from data_recipes import RecipeError
+
+        try:
+            return super().invoke(ctx)
+        except (UserError, RecipeError) as error:
+            click.echo(f"recdenoise: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("recdenoise: interrupted; what was saved can be continued with --resume.", err=True)
+            ctx.exit(130)
+
+
+def one_thread() -> None:
+    """One torch thread a process, before torch works, unless the user chose: two on busy cores stall each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def load_plugins(plugins: tuple[str, ...]) -> None:
+    """Import files or modules that register denoisers of one's own."""
+    for plugin in plugins:
+        if plugin.endswith(".py"):
+            path = Path(plugin)
+            if not path.is_file():
+                raise UserError(f"There is no plugin file {plugin}.")
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[path.stem] = module
+            spec.loader.exec_module(module)
+        else:
+            try:
+                importlib.import_module(plugin)
+            except ModuleNotFoundError as error:
+                raise UserError(f"There is no plugin module {plugin!r}: {error}.") from error
+
+
+PLUGIN = click.option(
+    "--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import this first: it registers a denoiser."
+)
+
+
+@click.group(
+    cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="recdenoise")
+def cli() -> None:
+    """Train recommenders through labels that lie.
+
+    \b
+    recdenoise train --model GMF --dataset ml-100k --denoiser deca_p --preset paper --compare normal
+    """
+
+
+@cli.command()
+@click.option("--model", help="A model's name; `recdenoise models` lists them.")
+@click.option("--dataset", help="A recipe's name (ml-100k) or a folder that `recdenoise data build` wrote.")
+@click.option("--denoiser", help="A method's name; `recdenoise methods` lists them.  [default: normal]")
+@click.option("--protocol", default=None, help="paper (as published) or clean (disjoint splits).  [default: paper]")
+@click.option("--preset", default=None, help="paper: the settings of the published table cell.")
+@click.option("--seed", type=int, default=None, help="Everything random follows from it.  [default: 2020]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/...]")
+@click.option("--config", "configs", multiple=True, metavar="FILE", help="A RecBole YAML file; later ones win.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One option: epochs=5, denoiser.alpha=1."
+)
+@click.option("--compare", multiple=True, metavar="METHOD", help="Also train METHOD and print both.  [repeatable]")
+@click.option("--resume", is_flag=False, flag_value="", default=None, metavar="[RUN]", help="Go on with --out or RUN.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@PLUGIN
+def train(plugins: tuple[str, ...], resume: str | None, quiet: bool, compare: tuple[str, ...], **given: Any) -> None:
+    """Train a model through a denoiser and test it on clean data.
+
+    Writes config.yaml, metrics.csv (a row per epoch), checkpoint.pt, model.pt and result.json to the run's folder.
+
+    \b
+    recdenoise train --model LightGCN --dataset ml-100k --denoiser t_ce --set denoiser.drop_rate=0.1
+    recdenoise train --resume runs/x
+    """
+    one_thread()
+    load_plugins(plugins)
+    from recdenoise.recbole_adapter.experiment import RunResult
+    from recdenoise.recbole_adapter.experiment import train as train_run
+    from recdenoise.reports.terminal import ProgressObserver, metric_table
+
+    screen = console()
+    jobs = plan_runs(resume, compare, given)
+    results: dict[str, RunResult] = {}
+    for settings, out in jobs:
+        label = f"{settings.model} + {settings.method.title}"
+        observer = ProgressObserver(screen, label)
+        observer.progress.disable = quiet
+        with observer:
+            results[settings.method.title] = train_run(settings, out, resume=resume is not None, observer=observer)
+    first = jobs[0][0]
+    where = f"{first.model} on {Path(first.dataset).name}, protocol {first.protocol}, seed {first.seed}, clean test"
+    screen.print(metric_table(where, {name: result.test for name, result in reversed(results.items())}))
+    for name, result in results.items():
+        seconds = result.record["seconds"]
+        times = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
+        screen.print(f"{name}: {result.path}  ({times})", soft_wrap=True)
+
+
+def plan_runs(resume: str | None, compare: tuple[str, ...], given: dict[str, Any]) -> list[tuple[Any, Path]]:
+    """Settings and folders of the runs that a `train` command asks for, all checked before the first begins."""
+    from recdenoise.recbole_adapter.recbole_config import read_yaml
+    from recdenoise.recbole_adapter.settings import from_dict, parse_assignments, resolve
+
+    if resume:  # a folder: everything else is in its config.yaml
+        extra = [name for name, value in given.items() if value not in (None, ())]
+        if extra or compare:
+            raise UserError(
+                f"--resume {resume} takes its settings from the run; leave out {', '.join(extra or compare)}."
+            )
+        return [(from_dict(read_yaml(Path(resume) / "config.yaml")), Path(resume))]
+    missing = [f"--{name}" for name in ("model", "dataset") if not given[name]]
+    if missing:
+        raise UserError(f"train needs {' and '.join(missing)}; see recdenoise train --help.")
+    overrides = parse_assignments(given["assignments"])
+    seed = 2020 if given["seed"] is None else given["seed"]
+    jobs = []
+    for index, denoiser in enumerate([given["denoiser"], *compare]):
+        settings = resolve(
+            given["model"],
+            given["dataset"],
+            denoiser,
+            protocol=given["protocol"] or "paper",
+            seed=seed,
+            preset=given["preset"],
+            config_files=given["configs"],
+            overrides=overrides,
+        )
+        name = f"{Path(given['dataset']).name}-{settings.protocol}-{settings.model}-{settings.method.name}-{seed}"
+        out = given["out"] or Path("runs") / name
+        if index and given["out"]:
+            out = out.with_name(f"{out.name}-{settings.method.name}")
+        jobs.append((settings, out))
+    return jobs
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--topk", multiple=True, default=["3", "5", "10", "20"], show_default=True, help="Cut-offs: --topk 3 20.")
+@click.option(
+    "--metrics", default="recall,ndcg", show_default=True, help="Comma-separated: recall,ndcg,precision,mrr,hit."
+)
+@click.option("--protocol", default=None, help="How to count: paper or clean.  [default: the run's]")
+@click.option("--unmasked", is_flag=True, help="Rank training and validation items too, as some published code does.")
+@click.option(
+    "--recommendations", type=click.Path(path_type=Path), help="Lists of any system: user,item,rank or score."
+)
+@click.option("--truth", type=click.Path(path_type=Path), help="Clean pairs to measure the lists against: user,item.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the result here.")
+@click.argument("more_cutoffs", nargs=-1)
+@PLUGIN
+def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None, **given: Any) -> None:
+    """Recall and NDCG of a run, or of a file of recommendations from any other system.
+
+    \b
+    recdenoise evaluate runs/x --topk 3 20
+    recdenoise evaluate --recommendations lists.csv --truth clean.csv --topk 10
+    """
+    one_thread()
+    load_plugins(plugins)
+    from recdenoise import checkpoint
+    from recdenoise.reports.terminal import metric_table
+
+    screen = console()
+    topk, run = read_cutoffs(given.pop("topk"), given.pop("more_cutoffs"), run)
+    metrics = [name.strip() for name in given["metrics"].split(",") if name.strip()]
+    if given["recommendations"] or given["truth"]:
+        if run is not None or not (given["recommendations"] and given["truth"]):
+            raise UserError("Give either a run, or both --recommendations and --truth.")
+        from recdenoise.recommendation_files import evaluate_files
+
+        result = evaluate_files(given["recommendations"], given["truth"], topk, metrics)
+        title = f"{given['recommendations']} against {given['truth']}"
+    else:
+        if run is None:
+            raise UserError("Give the folder of a run, or --recommendations and --truth.")
+        from recdenoise.recbole_adapter.experiment import load
+
+        loaded = load(run)
+        masked = False if given["unmasked"] else None
+        result = loaded.evaluate(topk, metrics, protocol=given["protocol"], masked=masked)
+        title = f"{run}, protocol {given['protocol'] or loaded.data.protocol}"
+    record = result.to_dict()
+    means: dict[str, dict[str, float]] = {"all": record["mean"]}
+    means |= {name: record[name] for name in ("warm", "cold") if name in record}
+    screen.print(metric_table(title, means))
+    counts = {k: v for k, v in record.items() if isinstance(v, int) and v}
+    screen.print("  ".join(f"{name.removeprefix('n_')}: {value}" for name, value in counts.items()))
+    if json_path is not None:
+        checkpoint.write_json(json_path, record)
+
+
+def read_cutoffs(topk: tuple[str, ...], more: tuple[str, ...], run: Path | None) -> tuple[list[int], Path | None]:
+    """``--topk 3 20`` puts 20 among the arguments: take whole numbers back from there."""
+    words = [*topk, *more]
+    if run is not None and str(run).isdigit() and not run.exists():
+        words, run = [*words, str(run)], None
+    cutoffs = []
+    for word in words:
+        for part in word.replace(",", " ").split():
+            if not part.isdigit() or int(part) < 1:
+                raise UserError(f"A cut-off is {part!r}; --topk takes whole numbers from 1.")
+            cutoffs.append(int(part))
+    return list(dict.fromkeys(cutoffs)), run
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("more_users", nargs=-1)
+@click.option("--users", multiple=True, required=True, help="Users by their tokens: --users 1 42.")
+@click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="Items for each user.")
+@PLUGIN
+def recommend(plugins: tuple[str, ...], run: Path, users: tuple[str, ...], more_users: tuple[str, ...], k: int) -> None:
+    """Print the best new items of some users, by token, with the score as a probability.
+
+    \b
+    recdenoise recommend runs/x --users 1 42 --k 10
+    """
+    one_thread()
+    load_plugins(plugins)
+    from recdenoise.recbole_adapter.experiment import load
+    from recdenoise.reports.terminal import plain_table
+
+    loaded = load(run)
+    rows = []
+    for user, items in loaded.recommend([*users, *more_users], k):
+        rows += [[user, str(rank), item, f"{score:.3f}"] for rank, (item, score) in enumerate(items, 1)]
+    console().print(plain_table(["user", "rank", "item", "score"], rows))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Table, .parquet or .csv.  [default: RUN/p_clean.parquet]")
+@click.option("--plot", type=click.Path(path_type=Path), help="Picture.  [default: RUN/p_clean_by_rating.png]")
+@PLUGIN
+def inspect(plugins: tuple[str, ...], run: Path, out: Path | None, plot: Path | None) -> None:
+    """Write P(y = 1 | observed) of every training interaction, and plot its mean per rating."""
+    one_thread()
+    load_plugins(plugins)
+    from recdenoise.recbole_adapter.experiment import load
+    from recdenoise.reports import inspection
+    from recdenoise.reports.terminal import plain_table
+
+    out, plot = out or run / "p_clean.parquet", plot or run / "p_clean_by_rating.png"
+    if out.suffix not in inspection.FORMATS:
+        raise UserError(f"--out {out} must end in {' or '.join(inspection.FORMATS)}.")
+    loaded = load(run)
+    table = inspection.probability_table(loaded)
+    inspection.write_table(table, out)
+    screen = console()
+    screen.print(f"{len(table)} interactions: {out}", soft_wrap=True)
+    if "rating" not in table:
+        screen.print("No ratings in the data set, so no picture.")
+        return
+    settings = loaded.settings
+    title = f"{settings.model} + {settings.method.title} on {loaded.data.name}"
+    inspection.plot_per_rating(table, title, plot)
+    means = inspection.mean_per_rating(table)
+    rows = [[f"{r.rating:g}", f"{r.mean:.4f}", str(r.count)] for r in means.itertuples(index=False, name="Row")]
+    screen.print(plain_table(["rating", "mean P(y=1|observed)", "interactions"], rows))
+    screen.print(f"picture: {plot}", soft_wrap=True)
+
+
+@cli.command()
+@PLUGIN
+def methods(plugins: tuple[str, ...]) -> None:
+    """List the denoisers: name, what it does, paper."""
+    load_plugins(plugins)
+    from recdenoise import denoisers
+    from recdenoise.reports.terminal import plain_table
+
+    rows = [[n, (m := denoisers.get(n)).title, m.summary, m.paper] for n in denoisers.names()]
+    console().print(plain_table(["name", "method", "what it does", "paper"], rows))
+
+
+@cli.command()
+def models() -> None:
+    """List the models that a denoiser can train: name, what it is, paper."""
+    from recdenoise.recbole_adapter.models import MODELS
+    from recdenoise.recbole_adapter.scorers import supported_models
+    from recdenoise.reports.terminal import plain_table
+
+    rows = [[name, entry.summary, entry.paper] for name, entry in MODELS.items()]
+    rows += [[name, "RecBole's", "see RecBole's documentation"] for name in supported_models() if name not in MODELS]
+    console().print(plain_table(["name", "what it computes", "paper"], rows))
+
+
+@cli.group()
+def data() -> None:
+    """Build data sets from their publishers' files."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the recipes."""
+    import data_recipes
+    from recdenoise.reports.terminal import plain_table
+
+    rows = [[r.name, r.title, ", ".join(r.protocols), r.licence, r.url] for r in data_recipes.RECIPES.values()]
+    console().print(plain_table(["name", "data set", "protocols", "licence", "source"], rows))
+
+
+@data.command("build")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="The publisher's file, or a folder with it.")
+def data_build(name: str, out: Path, source: Path | None) -> None:
+    """Build a data set under every protocol it has."""
+    import data_recipes
+    from recdenoise.reports.terminal import plain_table
+
+    screen = console()
+    for folder in data_recipes.build(name, out, source):
+        manifest = data_recipes.load_manifest(folder)
+        rows = data_recipes.summary_rows(manifest)
+        screen.print(plain_table(data_recipes.SUMMARY_COLUMNS, rows, f"{name}, protocol {manifest['protocol']}"))
+        for note in manifest["notes"]:
+            screen.print(f"note: {note}", soft_wrap=True)
+        screen.print(f"wrote {folder}\n", soft_wrap=True)
+
+
+@data.command("verify")
+@click.argument("folder", type=click.Path(path_type=Path))
+def data_verify(folder: Path) -> None:
+    """Check that a built folder's files are the ones that were written."""
+    import data_recipes
+
+    manifest = data_recipes.verify_folder(folder)
+    console().print(
+        f"{folder}: {manifest['recipe']}, protocol {manifest['protocol']}, all files as built", soft_wrap=True
+    )
+
+
+main: Callable[[], Any] = cli
+
+if __name__ == "__main__":
+    main()

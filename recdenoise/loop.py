@@ -194,6 +194,8 @@ class Loop:
         self._totals = EpochTotals(torch.zeros(()))
         self._last_save = time.monotonic()
         self._resumed: dict[str, Any] | None = None
+        # A model may hold parameters that never learn (pre-trained or unused tables): they stay frozen in every stage.
+        self._learnable = {name for name, p in denoiser.named_parameters() if p.requires_grad}
         for stage in self.stages:
             if (stage.selector or config.selector) != "last" and validate is None:
                 raise UserError(f"Selector {stage.selector or config.selector!r} needs validation data; use last.")
@@ -217,6 +219,8 @@ class Loop:
                 self.optimizers, self.selection = {}, Selection("last", None)
                 self._save()
         self.denoiser.eval()
+        for name, parameter in self.denoiser.named_parameters():
+            parameter.requires_grad_(name in self._learnable)
         return self.history
 
     def _trained(self, stage: Stage) -> dict[str, nn.Module]:
@@ -225,8 +229,9 @@ class Loop:
     def _begin_stage(self, stage: Stage) -> None:
         self.denoiser.requires_grad_(False)
         self.denoiser.eval()
-        for module in self._trained(stage).values():
-            module.requires_grad_(True)
+        for name, module in self._trained(stage).items():
+            for key, parameter in module.named_parameters(prefix=name):
+                parameter.requires_grad_(key in self._learnable)
             module.train()
         declared = self.denoiser.optimizers(stage)
         self.optimizers = {n: build_optimizer(self.denoiser, o, self.task, self.config) for n, o in declared.items()}

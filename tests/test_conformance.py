@@ -262,3 +262,14 @@ def test_l2_is_the_gradient_of_the_printed_penalty() -> None:
     theta = torch.tensor([1.0, -3.0], requires_grad=True)
     (2.0 / (2 * 12) * theta.square().sum()).backward()
     torch.testing.assert_close(theta.grad, 2.0 / 12 * theta.detach())
+
+
+def test_parameters_that_a_model_froze_stay_frozen() -> None:
+    task = ToyTask()
+    denoiser = denoisers.get("deca_p")(task)
+    denoiser.target.item.weight.requires_grad_(False)  # type: ignore[union-attr]
+    before = denoiser.target.item.weight.clone()  # type: ignore[union-attr]
+    Loop(denoiser, task, FAST, validate=task.validate).run()
+    assert torch.equal(denoiser.target.item.weight, before)  # type: ignore[union-attr]
+    assert denoiser.target.user.weight.requires_grad  # type: ignore[union-attr]
+    assert denoiser.prior.user.weight.requires_grad  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""Measurements that print figures and say whether they are good enough; not part of the installed package."""

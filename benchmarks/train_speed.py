@@ -1,0 +1,226 @@
+"""Seconds of an epoch against the bare step and against RecBole, and of ranking against its bare parts, on ml-100k.
+
+Run ``python -m benchmarks.train_speed``. Everything is measured in one process on one thread. The sides of a ratio take
+turns, epoch by epoch, so that whatever else the machine does slows all of them, and a ratio is that of their medians.
+An epoch of ours is the whole loop: drawing negatives, shuffling, training, summing up losses; without validation. The
+yardstick is :mod:`benchmarks.reference` times the number of steps. Data: the published split (``paper``) of the copy in
+RecBole's wheel, no download. Exit status: 1 when a required ratio is missed, else 0; ``--quick`` judges nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+MODELS = ("GMF", "NeuMF", "LightGCN", "CDAE")
+METHODS = ("normal", "deca", "deca_p")
+MOST = {("GMF", "deca"): 1.6, ("GMF", "deca_p"): 1.6} | {(m, d): 1.3 for m in ("NeuMF", "LightGCN") for d in METHODS}
+"""Required ratios of an epoch to the bare steps."""
+WHOLE_RUN_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measurement and what it must reach.
+
+    Attributes:
+        name: what was measured.
+        ours: seconds (or as ``unit`` says).
+        yardstick: seconds of what it is compared with, or ``None`` where ``ours`` alone is judged.
+        ratio: ours / yardstick, or yardstick / ours where ``required`` begins with "at least", or ``ours`` itself.
+        limit: what the ratio must not exceed (or fall short of), ``None`` where nothing is required.
+        at_least: whether ``limit`` is a lower bound.
+        unit: of ``ours`` and ``yardstick``.
+    """
+
+    name: str
+    ours: float
+    yardstick: float | None
+    ratio: float
+    limit: float | None = None
+    at_least: bool = False
+    unit: str = "s"
+
+    @property
+    def missed(self) -> bool:
+        """Whether the requirement is not met."""
+        if self.limit is None:
+            return False
+        return self.ratio < self.limit if self.at_least else self.ratio > self.limit
+
+    def line(self) -> str:
+        """A row of the table."""
+        against = "" if self.yardstick is None else f"{self.yardstick:10.4f}"
+        required = "-" if self.limit is None else f"{'>=' if self.at_least else '<='} {self.limit:g}"
+        return (
+            f"{self.name:47} {self.ours:10.4f} {against:>10} {self.unit:2} {self.ratio:8.2f} {required:>8}"
+            f"{'  MISSED' if self.missed else ''}"
+        )
+
+
+HEADER = f"{'':47} {'ours':>10} {'yardstick':>10} {'':2} {'ratio':>8} {'required':>8}"
+
+
+def compare(name: str, ours: Sequence[float], yardstick: Sequence[float], limit: float | None = None) -> Figure:
+    """The ratio of two medians, which must be at most ``limit``."""
+    mine, theirs = statistics.median(ours), statistics.median(yardstick)
+    return Figure(name, mine, theirs, mine / theirs, limit)
+
+
+def epochs(folder: Path, models: Sequence[str], methods: Sequence[str], repeats: int) -> Iterator[Figure]:
+    """Epochs of every model and method against the bare step; plain training against RecBole's trainer as well."""
+    from benchmarks.sides import Bench, Side, take_turns
+
+    for model in models:
+        bench = Bench.load(model, folder)
+        for method in methods:
+            denoiser, settings, bare = bench.denoiser(method), bench.settings(method), bench.bare(method)
+            steps = bench.steps(denoiser)
+            others: list[Side] = [partial(bare.epoch, steps)]
+            if method == "normal":
+                others.append(bench.recbole_epoch(settings.batch_size, len(steps)))
+            ours, *theirs = take_turns(denoiser, settings, others, repeats)
+            yield compare(f"{model} {method}: epoch / bare steps", ours, theirs[0], MOST.get((model, method)))
+            if method == "normal":
+                yield compare(f"{model} {method}: epoch / RecBole's trainer", ours, theirs[1], 1.0)
+            if (model, method) == ("LightGCN", "deca"):
+                step = 1e3 * statistics.median(ours) / len(steps)
+                yield Figure("LightGCN deca: one step", step, None, step, 25.0, unit="ms")
+        yield from ranking(bench, repeats)
+
+
+def ranking(bench: object, repeats: int) -> Iterator[Figure]:
+    """What comes after training, where something is required of it: full ranking, propagation."""
+    from benchmarks import ranking_sides
+
+    for name, sides, limit, at_least in ranking_sides.comparisons(bench):  # type: ignore[arg-type]
+        ours, *others = ranking_sides.medians(sides, max(repeats, 3), "cpu")
+        best = min(others)
+        yield Figure(name, ours, best, best / ours if at_least else ours / best, limit, at_least)
+
+
+def whole_run(folder: Path) -> Iterator[Figure]:
+    """The command that a person types, from the start of its process to its result, data set built on the way."""
+    if importlib.util.find_spec("recdenoise.cli") is None:
+        print("GMF deca_p, the whole command: skipped, there is no recdenoise.cli")
+        return
+    options = ["--model", "GMF", "--dataset", "ml-100k", "--denoiser", "deca_p", "--preset", "paper"]
+    command = [sys.executable, "-c", "from recdenoise.cli import main; main()", "train", *options]
+    root = str(Path(__file__).resolve().parents[1])
+    known = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "RECDENOISE_CACHE": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join(known),
+        "OMP_NUM_THREADS": "1",
+    }
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--out", str(folder / "run")], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        raise SystemExit(f"recdenoise train failed:\n{done.stderr[-2000:]}")
+    yield Figure("GMF deca_p: the whole command, paper preset", seconds, None, seconds, WHOLE_RUN_SECONDS)
+
+
+def choose_adam() -> str:
+    """Measure torch's three Adams on a model's tables and say which the yardstick takes."""
+    from benchmarks.reference import GMF, adam_seconds
+
+    seconds = adam_seconds(list(GMF(944, 1683).parameters()))
+    measured = ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in seconds.items())
+    note = "" if min(seconds, key=lambda name: seconds[name]) == "fused" else "; here another one is faster"
+    return f"Adam on GMF's tables: {measured}; the bare step takes fused{note}"
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder with the data; RecBole leaves its logs there and not where the command was typed."""
+    import data_recipes
+
+    with tempfile.TemporaryDirectory(prefix="train_speed_") as name, contextlib.chdir(name):
+        data_recipes.build("ml-100k", Path(name) / "data")
+        yield Path(name)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--repeats", type=int, default=5, help="counted epochs of every side (default 5)")
+    parser.add_argument("--quick", action="store_true", help="one epoch of every side; ratios are not judged")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error("--repeats must be 1 or more")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table and return the exit status."""
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # pandas and torch on RecBole's code
+    target = options.json.resolve() if options.json else None
+    import recdenoise.recbole_adapter  # noqa: F401  (repairs RecBole before anything else imports it)
+    from recdenoise import checkpoint
+
+    machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": _processor(), "threads": 1}
+    print(f"torch {machine['torch']}, Python {machine['python']}, {machine['processor']}, one thread")
+    print(choose_adam())
+    print(HEADER, flush=True)
+    figures: list[Figure] = []
+    with workplace() as folder:
+        measured = [
+            epochs(
+                folder / "data/paper/ml-100k", options.models, options.methods, 1 if options.quick else options.repeats
+            )
+        ]
+        if "GMF" in options.models and "deca_p" in options.methods and not options.quick:
+            measured.append(whole_run(folder))
+        for some in measured:
+            for figure in some:
+                figures.append(figure)
+                print(figure.line(), flush=True)
+    missed = [figure.name for figure in figures if figure.missed]
+    if target is not None:
+        record = {"date": time.strftime("%Y-%m-%d"), "repeats": options.repeats, "quick": options.quick, **machine}
+        checkpoint.write_json(target, {**record, "figures": [asdict(f) | {"missed": f.missed} for f in figures]})
+    required = sum(figure.limit is not None for figure in figures)
+    if options.quick:
+        print(f"Quick run of {len(figures)} figures: too short to judge.")
+        return 0
+    if missed:
+        print(f"MISSED {len(missed)} of {required} requirements: {'; '.join(missed)}.")
+        return 1
+    print(f"All {required} requirements are met.")
+    return 0
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,7 @@ import click
 
 from recdenoise import __version__
 from recdenoise.errors import UserError
+from recdenoise.reports.commands import benchmark
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -371,6 +372,8 @@ def data_verify(folder: Path) -> None:
         f"{folder}: {manifest['recipe']}, protocol {manifest['protocol']}, all files as built", soft_wrap=True
     )
 
+
+cli.add_command(benchmark)
 
 main: Callable[[], Any] = cli
 

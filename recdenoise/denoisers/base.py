@@ -166,11 +166,15 @@ class Denoiser(nn.Module):
         return self.plain_losses(self.target, batch)
 
     def plain_losses(self, module: nn.Module, batch: Batch) -> Losses:
-        """Cross-entropy of one module. The published code sums it for autoencoders, against an unscaled penalty."""
-        loss = objectives.classification_loss(self.task.call(module, batch.inputs), batch.label)
+        """Cross-entropy of one module with the observed labels."""
+        return Losses(self.cross_entropy(self.task.call(module, batch.inputs), batch))
+
+    def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """``(n,)`` losses. The published code sums them for autoencoders, against a penalty that it does not scale."""
+        loss = objectives.classification_loss(logits, batch.label)
         if self.config.compat == "paper_code" and self.task.rowwise:
-            return Losses(loss * batch.groups[0])
-        return Losses(loss)
+            return loss * batch.groups[0]
+        return loss
 
     def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
         """Updates of one step, in order."""

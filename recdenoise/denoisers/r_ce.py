@@ -35,5 +35,4 @@ class RCE(Denoiser):
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         logits = self.task.call(self.target, batch.inputs)
-        loss = objectives.classification_loss(logits, batch.label)
-        return Losses(loss, objectives.reweighting(logits, batch.label, self.config.alpha))
+        return Losses(self.cross_entropy(logits, batch), objectives.reweighting(logits, batch.label, self.config.alpha))

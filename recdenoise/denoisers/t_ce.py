@@ -47,7 +47,7 @@ class TCE(Denoiser):
     neutral: ClassVar[dict[str, Any] | None] = {"drop_rate": 0.0}
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
-        loss = objectives.classification_loss(self.task.call(self.target, batch.inputs), batch.label)
+        loss = self.plain_losses(self.target, batch).loss
         growth = self.config.growth * clock.steps if self.config.growth_steps is None else self.config.growth_steps
         rate = objectives.truncation_rate(clock.step, growth, self.config.drop_rate, self.config.exponent)
         return Losses(loss, objectives.truncation(loss, batch.label, rate))

@@ -157,7 +157,7 @@ def resolve(
     config = method.read_config(spec)
     options["seed"] = seed
     if config.compat == "paper_code":
-        if options.get("valid_selector") == "loss" or any("prior" in f for f in config.to_dict()):
+        if options["valid_selector"] in ("last", "loss"):  # a metric is nothing that the published code knows
             options = {**options, **PAPER_CODE}
         if model == "CDAE":
             options["input_norm"] = "paper_code"

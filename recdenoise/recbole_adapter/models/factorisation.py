@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
+
+_BLOCK = 8192
+"""Pairs whose products are made at once on a CPU."""
 
 
 class _PointwiseModel(GeneralRecommender):
@@ -28,6 +32,21 @@ class _PointwiseModel(GeneralRecommender):
         self.item_embedding = nn.Embedding(self.n_items, self.embedding_size)
         nn.init.normal_(self.user_embedding.weight, std=0.01)
         nn.init.normal_(self.item_embedding.weight, std=0.01)
+
+    def by_blocks(self, user: Tensor, item: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """(n,) values of ``head`` on the (m, size) element-wise products of embeddings, block by block on a CPU.
+
+        The 160,000 pairs of an autoencoder's batch are three times faster in blocks that stay in the cache.
+        """
+        users, items = self.user_embedding.weight, self.item_embedding.weight
+        if user.device.type != "cpu":
+            return head(F.embedding(user, users) * F.embedding(item, items))
+        # On a CPU index_select and its gradient take three quarters of the time of an embedding look-up.
+        parts = [
+            head(users.index_select(0, u) * items.index_select(0, i))
+            for u, i in zip(user.split(_BLOCK), item.split(_BLOCK), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """RecBole's training loss: mean binary cross-entropy of the labelled pairs, a scalar."""
@@ -51,7 +70,7 @@ class MF(_PointwiseModel):
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """(n,) logits of (n,) users with (n,) items."""
-        return (self.user_embedding(user) * self.item_embedding(item)).sum(-1)
+        return self.by_blocks(user, item, lambda product: product.sum(-1))
 
     def full_logits(self, users: Tensor) -> Tensor:
         """(b, n_items) logits of (b,) users with every item."""
@@ -72,7 +91,7 @@ class GMF(_PointwiseModel):
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """(n,) logits of (n,) users with (n,) items."""
-        return self.predict_layer(self.user_embedding(user) * self.item_embedding(item)).squeeze(-1)
+        return self.by_blocks(user, item, lambda product: self.predict_layer(product).squeeze(-1))
 
     def full_logits(self, users: Tensor) -> Tensor:
         """(b, n_items) logits of (b,) users with every item."""

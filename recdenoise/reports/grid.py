@@ -1,0 +1,236 @@
+"""A grid of runs, one process and one folder each: planned, run in parallel, stopped and gone on with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recdenoise import denoisers
+from recdenoise.errors import UserError
+from recdenoise.recbole_adapter.dataset import find_folder
+from recdenoise.recbole_adapter.recbole_config import read_yaml
+from recdenoise.recbole_adapter.settings import Settings, from_dict, resolve
+from recdenoise.reports import published
+from recdenoise.reports.workers import Job
+
+FIRST_SEED = 2020
+"""Of a grid; the others follow it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of running a method: ``name`` is empty for the plain one; ``compared`` with print or shown beside it."""
+
+    name: str = ""
+    compared: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A published table and the runs that answer to it.
+
+    Attributes:
+        name, title, source: of the table.
+        datasets, models, methods, protocol, preset: what its runs are.
+        printed, public_code: CSV files of :mod:`recdenoise.reports.published`; ``public_code`` may be missing.
+        shown, required: metrics in the report, and those that must reach a minimum.
+        deviations, share: how far below print a required cell may be, in standard deviations and as a share.
+        variants: per model; a model without an entry has the plain one.
+    """
+
+    name: str
+    title: str
+    source: str
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    protocol: str
+    preset: str | None
+    printed: str
+    public_code: str | None
+    shown: tuple[str, ...]
+    required: tuple[str, ...]
+    deviations: float
+    share: float
+    variants: Mapping[str, tuple[Variant, ...]]
+
+    def variants_of(self, model: str) -> tuple[Variant, ...]:
+        """Kinds of runs of a model."""
+        return self.variants.get(model, (Variant(),))
+
+
+def read_table(name: str) -> TableSpec:
+    """The table called ``name``. Raises ``UserError`` that lists the tables there are."""
+    content = published.load_table(name)
+    variants = {
+        model: tuple(Variant(v["name"], v["compared"], v.get("set") or {}) for v in entries)
+        for model, entries in (content.pop("variants", None) or {}).items()
+    }
+    tolerance = content.pop("tolerance")
+    lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
+    content.setdefault("public_code", None)
+    return TableSpec(name=name, variants=variants, **tolerance, **{**content, **lists})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid: what it is called, its settings, how the command line is told.
+
+    Attributes:
+        dataset: the data set's name; ``settings.dataset`` may be a folder.
+        variant: see :class:`Variant`.
+        settings: resolved and checked.
+        arguments: of ``recdenoise train``, without ``--out``.
+    """
+
+    dataset: str
+    variant: Variant
+    settings: Settings
+    arguments: tuple[str, ...]
+
+    @property
+    def method(self) -> str:
+        return self.settings.method.name
+
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        """What its seeds have in common: data set, model, method, variant."""
+        return self.dataset, self.settings.model, self.method, self.variant.name
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        s = self.settings
+        parts = [self.dataset, s.protocol, s.model, self.method, self.variant.name, str(s.seed)]
+        return "-".join(part for part in parts if part)
+
+
+def flatten(options: Mapping[str, Any]) -> list[str]:
+    """Nested options as ``--set`` arguments: ``{"denoiser": {"alpha": 1}}`` is ``denoiser.alpha=1``."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return [word for key, value in flat.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both options, the second winning, one level down too."""
+    merged = dict(first)
+    for key, value in second.items():
+        old = merged.get(key)
+        merged[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def plan(
+    table: TableSpec,
+    *,
+    datasets: Sequence[str] = (),
+    models: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    protocol: str | None = None,
+    n_seeds: int = 3,
+    options: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+) -> list[Cell]:
+    """Every run of a table, or of a part of it, checked before the first begins.
+
+    Args:
+        table: what is published.
+        datasets, models, methods: a part of it or more than it has; empty takes the table's.
+        protocol: the table's by default.
+        n_seeds: seeds 2020, 2021, ...
+        options: set in every run, with RecBole's keys and a nested ``denoiser``.
+        plugins: imported by every run first.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    if n_seeds < 1:
+        raise UserError(f"--seeds is {n_seeds}; it must be 1 or more.")
+    protocol = protocol or table.protocol
+    models, methods, datasets = models or table.models, methods or table.methods, datasets or table.datasets
+    for method in methods:
+        denoisers.get(method)
+    cells = []
+    for dataset, model, method in itertools.product(*map(dict.fromkeys, (datasets, models, methods))):
+        name = Path(dataset).name if Path(dataset).is_dir() else dataset
+        for variant, seed in itertools.product(table.variants_of(model), range(FIRST_SEED, FIRST_SEED + n_seeds)):
+            overrides = merge(variant.options, options or {})
+            settings = resolve(
+                model, dataset, method, protocol=protocol, seed=seed, preset=table.preset, overrides=overrides
+            )
+            words = ["--model", model, "--dataset", dataset, "--denoiser", method, "--protocol", protocol]
+            words += ["--seed", str(seed), *(["--preset", table.preset] if table.preset else [])]
+            words += [*flatten(overrides), *(word for plugin in plugins for word in ("--plugin", plugin))]
+            cells.append(Cell(name, variant, settings, tuple(words)))
+    return cells
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """``result.json`` of a finished run, else ``None``. Raises ``UserError`` for one that is not JSON."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["test"], record["seconds"], record["seed"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not the result of a run; delete the folder to run it again.") from None
+    assert isinstance(record, dict)
+    return record
+
+
+def check_folder(cell: Cell, folder: Path) -> None:
+    """Refuse a folder whose run has other settings than the cell: its numbers would stand in the wrong place.
+
+    Raises:
+        UserError: it names the first option that differs.
+    """
+    if not (folder / "config.yaml").is_file():
+        return
+    saved = from_dict(read_yaml(folder / "config.yaml")).to_dict()
+    wanted = from_dict(cell.settings.to_dict()).to_dict()
+    saved |= {f"denoiser.{k}": v for k, v in saved.pop("denoiser").items()}
+    wanted |= {f"denoiser.{k}": v for k, v in wanted.pop("denoiser").items()}
+    for key in dict.fromkeys([*wanted, *saved]):
+        if key != "dataset" and saved.get(key) != wanted.get(key):
+            raise UserError(
+                f"{folder} holds a run with {key} = {saved.get(key)!r}, this grid has {wanted.get(key)!r}; choose "
+                "another --out, or delete that folder."
+            )
+
+
+def jobs_of(cells: Sequence[Cell], table: TableSpec, out: Path) -> list[Job]:
+    """The cells as processes to run. A finished run stays one; an interrupted one goes on from its checkpoint.
+
+    Raises:
+        UserError: a folder under ``out`` holds a run with other settings.
+    """
+    known: dict[tuple[str, str, str], float] = {}
+    if table.public_code:
+        for row in published.load_rows(table.public_code):
+            known[row["dataset"], row["model"], row["method"]] = float(row["run_seconds"])
+    longest = max(known.values(), default=1.0)
+    jobs = []
+    for cell in cells:
+        folder = out / cell.name
+        check_folder(cell, folder)
+        result_of(folder)
+        place = cell.dataset, cell.settings.model
+        title = cell.settings.method.title
+        guess = known.get((*place, title), known.get((*place, "Normal"), longest))
+        words = ("train", *cell.arguments, "--out", str(folder), "--resume", "--quiet")
+        jobs.append(Job(cell.name, folder, words, "result.json", cell.group, guess))
+    return jobs
+
+
+def prepare_data(cells: Sequence[Cell]) -> None:
+    """Build every data set once, before several runs would build it at the same time."""
+    for dataset, protocol in dict.fromkeys((c.settings.dataset, c.settings.protocol) for c in cells):
+        find_folder(dataset, protocol)

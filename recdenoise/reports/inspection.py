@@ -61,24 +61,39 @@ def mean_per_rating(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_per_rating(table: pd.DataFrame, title: str, path: Path) -> None:
-    """The paper's Figure 6 for one run: bars of the mean probability per rating, as a PNG."""
+    """The paper's Figure 6 for one run: bars of the mean probability per rating, as a PNG.
+
+    Args:
+        table: from :func:`probability_table`, with ratings.
+        title: names the run; stands above the bars.
+        path: where the picture goes.
+
+    Raises:
+        UserError: no ratings, or the file cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     means = mean_per_rating(table)
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(min(max(5.6, 0.95 * len(means)), 16), 3.4), layout="constrained")
     places = np.arange(len(means))
-    axes.bar(places, means["mean"], width=0.65, color="#3b6ea5")
+    axes.bar(places, means["mean"], width=0.62, color="#4a7ba6", zorder=2)
     for place, mean in zip(places, means["mean"], strict=True):
-        axes.annotate(f"{mean:.3f}", (place, mean), ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(places, [f"{rating:g}" for rating in means["rating"]])
-    axes.set_xlabel("rating")
+        axes.annotate(
+            f"{mean:.3f}", (place, mean), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=9
+        )
+    labels = [f"{r.rating:g}\nn = {r.count:,}" for r in means.itertuples(index=False, name="Row")]
+    axes.set_xticks(places, labels, fontsize=9)
+    axes.set_xlabel("rating that the user gave, hidden in training")
     axes.set_ylabel("mean P(y = 1 | observed)")
-    axes.set_ylim(0, float(means["mean"].max()) * 1.15)
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks(np.arange(0, 1.01, 0.2))
+    axes.set_title(title, fontsize=10, loc="left", pad=8)
+    axes.grid(axis="y", color="#d9d9d9", linewidth=0.7, zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
     with checkpoint.atomic_file(path) as file:
-        figure.savefig(file, dpi=150, format="png")
+        figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
     plt.close(figure)

@@ -12,7 +12,7 @@ from recdenoise.errors import UserError, unknown_name
 
 NAMES = ("paper",)
 FALLBACK = "normal"
-"""WBPR, T-CE, R-CE and Ensemble have no published settings: they take the plain row of their model and data set."""
+"""WBPR, R-CE and Ensemble have no published settings: they take the plain row of their model and data set."""
 
 
 def _folder() -> Traversable:

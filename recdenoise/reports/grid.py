@@ -41,6 +41,7 @@ class TableSpec:
         shown, required: metrics in the report, and those that must reach a minimum.
         deviations, share: how far below print a required cell may be, in standard deviations and as a share.
         variants: per model; a model without an entry has the plain one.
+        method_variants: per method, further ways of running it that are shown beside.
     """
 
     name: str
@@ -58,23 +59,33 @@ class TableSpec:
     deviations: float
     share: float
     variants: Mapping[str, tuple[Variant, ...]]
+    method_variants: Mapping[str, tuple[Variant, ...]]
 
-    def variants_of(self, model: str) -> tuple[Variant, ...]:
-        """Kinds of runs of a model."""
-        return self.variants.get(model, (Variant(),))
+    def variants_of(self, model: str, method: str) -> tuple[Variant, ...]:
+        """Kinds of runs of a model through a method."""
+        kinds = self.variants.get(model, (Variant(),))
+        return kinds + tuple(
+            Variant("-".join(n for n in (kind.name, extra.name) if n), False, merge(kind.options, extra.options))
+            for extra in self.method_variants.get(method, ())
+            for kind in kinds
+            if kind.compared
+        )
 
 
 def read_table(name: str) -> TableSpec:
     """The table called ``name``. Raises ``UserError`` that lists the tables there are."""
     content = published.load_table(name)
-    variants = {
-        model: tuple(Variant(v["name"], v["compared"], v.get("set") or {}) for v in entries)
-        for model, entries in (content.pop("variants", None) or {}).items()
-    }
+    per_model, per_method = (
+        {
+            key: tuple(Variant(v["name"], v["compared"], v.get("set") or {}) for v in entries)
+            for key, entries in (content.pop(field_name, None) or {}).items()
+        }
+        for field_name in ("variants", "method_variants")
+    )
     tolerance = content.pop("tolerance")
     lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
     content.setdefault("public_code", None)
-    return TableSpec(name=name, variants=variants, **tolerance, **{**content, **lists})
+    return TableSpec(name=name, variants=per_model, method_variants=per_method, **tolerance, **{**content, **lists})
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,9 @@ def plan(
     cells = []
     for dataset, model, method in itertools.product(*map(dict.fromkeys, (datasets, models, methods))):
         name = Path(dataset).name if Path(dataset).is_dir() else dataset
-        for variant, seed in itertools.product(table.variants_of(model), range(FIRST_SEED, FIRST_SEED + n_seeds)):
+        for variant, seed in itertools.product(
+            table.variants_of(model, method), range(FIRST_SEED, FIRST_SEED + n_seeds)
+        ):
             overrides = merge(variant.options, options or {})
             settings = resolve(
                 model, dataset, method, protocol=protocol, seed=seed, preset=table.preset, overrides=overrides

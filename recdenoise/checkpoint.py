@@ -86,6 +86,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise UserError(f"{path} has checkpoint format {found!r}; this version reads format {FORMAT}.")
+    if not isinstance(state.get("identity"), dict) or not isinstance(state.get("modules"), dict):
+        raise UserError(f"{path} is not a readable checkpoint: it lacks what a run writes.")
     return state
 
 

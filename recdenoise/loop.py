@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
+import random
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recdenoise import checkpoint
 from recdenoise.denoisers.base import Clock, Denoiser, Optim, Stage
 from recdenoise.errors import TrainingError, UserError
+from recdenoise.interrupts import stop_requests
 from recdenoise.options import require
 from recdenoise.seeds import derive
 from recdenoise.selection import Selection, check_selector
@@ -114,32 +115,6 @@ class EpochTotals:
     values: dict[str, float] = field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event, so that training stops between two steps and never inside one.
-
-    A second signal interrupts at once. Outside the main thread, where handlers cannot be set, the event stays unset.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    try:
-        for number in previous:
-            signal.signal(number, request)
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def build_optimizer(denoiser: Denoiser, optim: Optim, task: Task, config: LoopConfig) -> torch.optim.Optimizer:
     """Build what an :class:`Optim` declares. The L2 penalty becomes coupled weight decay, whose gradient it equals."""
     groups = []
@@ -200,6 +175,11 @@ class Loop:
             if (stage.selector or config.selector) != "last" and validate is None:
                 raise UserError(f"Selector {stage.selector or config.selector!r} needs validation data; use last.")
 
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return self.position.stage >= len(self.stages)
+
     # Running
 
     def run(self) -> list[dict[str, Any]]:
@@ -210,7 +190,7 @@ class Loop:
             KeyboardInterrupt: after a checkpoint was saved.
         """
         with stop_requests() as stop:
-            while self.position.stage < len(self.stages):
+            while not self.finished:
                 stage = self.stages[self.position.stage]
                 self._begin_stage(stage)
                 self._train_stage(stage, stop)
@@ -240,6 +220,8 @@ class Loop:
         )
         seed = derive(self.config.seed, "stage", self.position.stage)
         torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # models may draw from any global generator
+        random.seed(seed)
         self._reset_totals()
         if self._resumed is not None:
             self._resume_stage(self._resumed)
@@ -318,11 +300,20 @@ class Loop:
 
     def _require_finite(self, stage: Stage, loss: Tensor, step: int) -> None:
         if not math.isfinite(loss.item()):
-            kept = f" The last good checkpoint is {self.path}." if self.path and self.path.is_file() else ""
-            raise TrainingError(
-                f"The loss is {loss.item()} at step {step} of stage {stage.name!r}: training stopped.{kept} "
-                f"A lower learning rate (now {self.config.lr}) usually helps."
-            )
+            raise self._diverged(f"The loss is {loss.item()}", stage, step)
+
+    def _require_finite_parameters(self, stage: Stage) -> None:
+        """A step may break the weights while its own loss was still finite: nothing broken is ranked or saved."""
+        for name, module in self._trained(stage).items():
+            if not all(bool(p.isfinite().all()) for p in module.parameters()):
+                raise self._diverged(f"A weight of {name} is not finite", stage, self.position.stage_step - 1)
+
+    def _diverged(self, what: str, stage: Stage, step: int) -> TrainingError:
+        kept = f" The last good checkpoint is {self.path}." if self.path and self.path.is_file() else ""
+        return TrainingError(
+            f"{what} at step {step} of stage {stage.name!r}: training stopped.{kept} "
+            f"A lower learning rate (now {self.config.lr}) usually helps."
+        )
 
     # Epochs and validation
 
@@ -331,6 +322,8 @@ class Loop:
         wanted = self.log_values | ({self.selection.wanted} if self.selection.wanted else set())
         if self.validate is None or not wanted:
             return False
+        if self.config.eval_steps is not None:
+            self._require_finite_parameters(stage)
         modules = self._trained(stage)
         for module in modules.values():
             module.eval()
@@ -347,6 +340,7 @@ class Loop:
     def _end_epoch(self, stage: Stage, epochs: int) -> None:
         mean = self._totals.loss / max(self._totals.steps, 1)
         self._require_finite(stage, mean, self.position.stage_step - 1)
+        self._require_finite_parameters(stage)
         last = self.position.epoch + 1 == epochs
         if self.config.eval_steps is None and ((self.position.epoch + 1) % self.config.eval_every == 0 or last):
             self._evaluate(stage)
@@ -364,8 +358,10 @@ class Loop:
         self._last_save = time.monotonic()
         if self.path is None:
             return
-        if not math.isfinite(self._totals.loss.item()):  # a GPU run that went wrong since the last look
-            self._require_finite(self.stages[self.position.stage], self._totals.loss, self.position.stage_step - 1)
+        if not self.finished:  # what went wrong since the last look must not replace the last good checkpoint
+            stage = self.stages[self.position.stage]
+            self._require_finite(stage, self._totals.loss, self.position.stage_step - 1)
+            self._require_finite_parameters(stage)
         state = {
             "identity": self.identity,
             "position": vars(self.position),
@@ -392,7 +388,7 @@ class Loop:
         checkpoint.load_modules(self.path, self.denoiser.load_state_dict, state["modules"])
         self.position = Position(**state["position"])
         self.history = state["history"]
-        self._resumed = state if self.position.stage < len(self.stages) and state["optimizers"] else None
+        self._resumed = state if state["optimizers"] and not self.finished else None
         return True
 
     def _resume_stage(self, state: dict[str, Any]) -> None:

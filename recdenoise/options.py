@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ def convert(value: Any, annotation: Any) -> Any:
                 raise TypeError from None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError
-        if annotation is int and int(value) != value:
+        if annotation is int and not (math.isfinite(value) and int(value) == value):
             raise TypeError
         return annotation(value)
     if isinstance(value, annotation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RECDENOISE_CACHE") or Path.home() / ".cache" / "recdenoise")
 
 
+def check_protocol(protocol: object) -> str:
+    """Return ``protocol`` if there is one of that name. Raises ``UserError`` that lists them."""
+    if protocol not in PROTOCOLS:
+        raise UserError(f"Unknown protocol {protocol!r}. Valid: {', '.join(PROTOCOLS)}.")
+    return str(protocol)
+
+
+def dataset_name(dataset: str) -> str:
+    """What presets call a data set: a recipe's name stays, a folder is asked for its manifests."""
+    path = Path(dataset)
+    manifests = [path / "manifest.json", *sorted(path.glob("*/*/manifest.json"))] if path.is_dir() else []
+    names = {manifest.parent.resolve().name for manifest in manifests if manifest.is_file()}
+    return names.pop() if len(names) == 1 else dataset
+
+
+def check_dataset(dataset: str, protocol: str) -> None:
+    """Refuse, before anything is built or read, a data set that is neither a recipe nor a built folder."""
+    if dataset in data_recipes.RECIPES and not Path(dataset).is_dir():
+        check_protocol(protocol)
+    else:
+        _protocol_folder(dataset, protocol)
+
+
 def find_folder(dataset: str, protocol: str) -> Path:
     """The folder of a data set under a protocol, built first where ``dataset`` names a recipe.
 
@@ -37,31 +61,43 @@ def find_folder(dataset: str, protocol: str) -> Path:
     Raises:
         UserError: neither, or a folder whose files changed since it was built.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"Unknown protocol {protocol!r}. Valid: {', '.join(PROTOCOLS)}.")
-    path = Path(dataset)
+    check_protocol(protocol)
     try:
-        if dataset in data_recipes.RECIPES and not path.is_dir():
+        if dataset in data_recipes.RECIPES and not Path(dataset).is_dir():
             folders = data_recipes.build(dataset, cache_folder() / dataset)
             folder = next((f for f in folders if f.parent.name == protocol), None)
             if folder is None:
                 raise UserError(f"The recipe {dataset} has no {protocol} protocol.")
             return folder
-        if not path.is_dir():
-            valid = ", ".join(sorted(data_recipes.RECIPES))
-            raise UserError(f"There is no data set {dataset!r}: it is neither a recipe ({valid}) nor a folder.")
-        candidates = [path] if (path / "manifest.json").is_file() else sorted((path / protocol).glob("*/"))
-        if len(candidates) != 1 or not (candidates[0] / "manifest.json").is_file():
-            raise UserError(f"{path} was not built by a recipe: it has no {protocol}/NAME/manifest.json.")
-        manifest = data_recipes.verify_folder(candidates[0])
+        folder = _protocol_folder(dataset, protocol)
+        data_recipes.verify_folder(folder)
     except data_recipes.RecipeError as error:
         raise UserError(str(error)) from error
-    if manifest["protocol"] != protocol:
+    return folder.resolve()
+
+
+def _protocol_folder(dataset: str, protocol: str) -> Path:
+    """The folder of one protocol in (or at) the path ``dataset``; its files are not looked at."""
+    check_protocol(protocol)
+    path = Path(dataset)
+    if not path.is_dir():
+        close = difflib.get_close_matches(dataset, data_recipes.RECIPES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        valid = ", ".join(sorted(data_recipes.RECIPES))
+        raise UserError(f"There is no data set {dataset!r}: it is neither a recipe ({valid}) nor a folder.{hint}")
+    candidates = [path] if (path / "manifest.json").is_file() else sorted((path / protocol).glob("*/manifest.json"))
+    if len(candidates) != 1:
+        raise UserError(f"{path} was not built by a recipe: it has no {protocol}/NAME/manifest.json.")
+    folder = candidates[0] if candidates[0].is_dir() else candidates[0].parent
+    try:
+        found = data_recipes.load_manifest(folder)["protocol"]
+    except data_recipes.RecipeError as error:
+        raise UserError(str(error)) from error
+    if found != protocol:
         raise UserError(
-            f"{path} holds the {manifest['protocol']} protocol; give --protocol {manifest['protocol']}, or the folder "
-            "above it."
+            f"{path} holds the {found} protocol; give --protocol {found}, or the folder that holds both protocols."
         )
-    return candidates[0].resolve()
+    return folder
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
 import time
 from collections.abc import Sequence
@@ -23,10 +24,10 @@ from recdenoise.denoisers import Clock, Denoiser, Stage
 from recdenoise.errors import UserError
 from recdenoise.loop import Loop, Observer
 from recdenoise.ranking import RankingResult
-from recdenoise.recbole_adapter.dataset import SplitData, load_split
+from recdenoise.recbole_adapter.dataset import SplitData, check_protocol, load_split
 from recdenoise.recbole_adapter.loaders import WholeRows
-from recdenoise.recbole_adapter.recbole_config import read_yaml, resolve_model
-from recdenoise.recbole_adapter.settings import Settings, from_dict
+from recdenoise.recbole_adapter.recbole_config import resolve_model
+from recdenoise.recbole_adapter.settings import Settings, read_settings
 from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.recbole_adapter.trainer import model_builder
 from recdenoise.recbole_adapter.validation import PairValidation
@@ -89,7 +90,7 @@ class Run:
         Raises:
             UserError: an unknown metric, or a cut-off beyond the catalogue.
         """
-        protocol = protocol or self.data.protocol
+        protocol = check_protocol(protocol or self.data.protocol)
         masked = not self.tests_like_the_published_code if masked is None else masked
         device = self.task.device
         users = (self.data.truth.counts() > 0).nonzero()[:, 0].to(device)
@@ -183,7 +184,7 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
     Args:
         settings: from :func:`recdenoise.recbole_adapter.settings.resolve`.
         out: the run's folder, or ``None`` to save nothing.
-        resume: go on from the folder's checkpoint where there is one.
+        resume: go on from the folder's checkpoint where there is one; a finished run stays as it is.
         observer: told about progress.
 
     Raises:
@@ -191,12 +192,10 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
         TrainingError: a loss is not finite.
         KeyboardInterrupt: after a checkpoint was saved.
     """
-    if out is not None and not resume and (out / "checkpoint.pt").exists():
-        raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out.")
+    if out is not None:
+        check_out(out, resume)
     run = prepare(settings)
     inner = observer or Observer()
-    if out is not None:
-        checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
     loop = Loop(
         run.denoiser,
         run.task,
@@ -206,9 +205,13 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
         identity=settings.identity(recdenoise.__version__),
         observer=inner,
     )
-    if resume and out is not None:
-        loop.resume()
+    if resume and loop.resume() and loop.finished and out is not None:
+        record = read_record(out)
+        if record is not None:
+            return RunResult(out, record["test"], record)
     if out is not None:
+        # Only now: a checkpoint of another run was refused, so its config.yaml is still its own.
+        checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
         loop.observer = RunFiles(out, inner, loop.history)
     history = loop.run()
     result = finish(run, history, out)
@@ -216,6 +219,29 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
         checkpoint.save(out / "model.pt", {"identity": loop.identity, "modules": run.denoiser.state_dict()})
         checkpoint.write_json(out / "result.json", result.record)
     return result
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse a folder that cannot take a run, before any work is done for it.
+
+    Raises:
+        UserError: it holds a run and ``resume`` is off, or it cannot be written.
+    """
+    if not resume and any((out / name).exists() for name in ("checkpoint.pt", "result.json")):
+        raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out.")
+    with checkpoint.atomic_file(out / ".writable") as file:
+        file.write(b"")
+    (out / ".writable").unlink(missing_ok=True)
+
+
+def read_record(out: Path) -> dict[str, Any] | None:
+    """What a finished run's ``result.json`` holds, or ``None`` where it is missing or broken."""
+    try:
+        record = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(record, dict) and {"test", "seconds"} <= record.keys() and (out / "model.pt").is_file()
+    return record if whole else None
 
 
 def finish(run: Run, history: list[dict[str, Any]], out: Path | None) -> RunResult:
@@ -271,15 +297,14 @@ def load(folder: Path) -> Run:
     Raises:
         UserError: not a run, an unfinished one, or weights of another model or version.
     """
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run: it has no config.yaml.")
+    settings = read_settings(folder)
     if not (folder / "model.pt").is_file():
         raise UserError(f"The run in {folder} has not finished; continue it with: recdenoise train --resume {folder}")
-    settings = from_dict(read_yaml(folder / "config.yaml"))
     run = prepare(settings)
     path = folder / "model.pt"
     state = checkpoint.load(path, run.task.device)
-    expected = {"denoiser": settings.method.name, "model": settings.model, "seed": settings.seed}
+    names = ("model", "protocol", "seed")
+    expected = {"denoiser": settings.method.name, **{name: getattr(settings, name) for name in names}}
     checkpoint.require_same(path, state["identity"], expected)
     checkpoint.load_modules(path, run.denoiser.load_state_dict, state["modules"])
     run.denoiser.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,33 +10,43 @@ from recdenoise import denoisers
 from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import UserError
 from recdenoise.loop import LoopConfig
+from recdenoise.options import convert, describe, require
 from recdenoise.selection import check_selector
 
 PREFIX = "denoiser_"
 
 
-def denoiser_spec(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The flag of a config as one mapping, or ``None`` where there is none.
+def denoiser_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Whatever a config says about the denoiser, as one mapping; it may lack the ``name``, or everything.
 
     ``denoiser: deca_p``, ``denoiser: {name: deca_p, alpha: 1}`` and flat keys such as ``denoiser_alpha: 1`` mean the
     same; flat keys win, because hyper-parameter searches set them on top of a file.
 
     Raises:
-        UserError: flat keys without a denoiser, or a flag that is neither a name nor a mapping.
+        UserError: a flag that is neither a name nor a mapping.
     """
     flat = {key.removeprefix(PREFIX): value for key, value in config.items() if key.startswith(PREFIX)}
     nested = config.get("denoiser")
     if nested is None:
-        if flat.keys() - {"name"}:
-            keys = ", ".join(PREFIX + key for key in sorted(flat))
-            if "name" not in flat:
-                raise UserError(f"The config sets {keys} but no denoiser; add denoiser: NAME.")
-        return flat or None
+        return flat
     if isinstance(nested, str):
         nested = {"name": nested}
     if not isinstance(nested, Mapping):
         raise UserError(f"denoiser is {nested!r}; it must be a name or a mapping with a name.")
     return {**nested, **flat}
+
+
+def denoiser_spec(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The flag of a config as one mapping with a name, or ``None`` where there is none.
+
+    Raises:
+        UserError: options without a denoiser, or what :func:`denoiser_options` refuses.
+    """
+    spec = denoiser_options(config)
+    if spec and "name" not in spec:
+        keys = ", ".join(PREFIX + str(key) for key in sorted(spec, key=str))
+        raise UserError(f"The config sets {keys} but no denoiser; add denoiser: NAME.")
+    return spec or None
 
 
 def read_flag(config: Mapping[str, Any]) -> tuple[type[Denoiser], DenoiserConfig] | None:
@@ -60,23 +71,39 @@ def loop_config(config: Mapping[str, Any], *, validates: bool) -> LoopConfig:
     learner = str(config.get("learner") or "adam").lower()
     if learner != "adam":
         raise UserError(f"learner is {learner!r}; denoisers declare their optimisers and train with adam.")
-    rhythm = int(config.get("eval_step") or 0)
+    rhythm = read(config, "eval_step", int, 0)
     selector = config.get("valid_selector") or str(config.get("valid_metric") or "last").lower()
     if not validates or rhythm <= 0:
         selector, rhythm = "last", 1
+    epochs, rate = read(config, "epochs", int, 300), read(config, "learning_rate", float, 1e-3)
+    require(epochs >= 1, "epochs", epochs, "1 or more")
+    require(0 < rate < math.inf, "learning_rate", rate, "above 0")
+    patience = read(config, "stopping_step", int, None)
     clip = config.get("clip_grad_norm")
+    largest = clip.get("max_norm") if isinstance(clip, Mapping) else clip
     options: dict[str, Any] = {
-        "epochs": int(config["epochs"]),
-        "lr": float(config["learning_rate"]),
-        "seed": int(config["seed"]),
+        "epochs": epochs,
+        "lr": rate,
+        "seed": read(config, "seed", int, 2020),
         "selector": check_selector(str(selector)),
-        "patience": None if config.get("stopping_step") is None else max(1, int(config["stopping_step"])),
+        "patience": None if patience is None else max(1, patience),
         "eval_every": rhythm,
-        "precision": "bf16" if config.get("enable_amp") else "fp32",
-        "clip_grad_norm": float(clip["max_norm"]) if isinstance(clip, Mapping) else clip,
-        "weight_decay": float(config.get("weight_decay") or 0.0),
+        "precision": "bf16" if read(config, "enable_amp", bool, False) else "fp32",
+        "clip_grad_norm": read({"clip_grad_norm": largest}, "clip_grad_norm", float, None),
+        "weight_decay": read(config, "weight_decay", float, 0.0),
     }
-    for name in ("eval_steps", "paper_code_stopping", "checkpoint_seconds"):
+    for name, kind in (("eval_steps", int), ("paper_code_stopping", bool), ("checkpoint_seconds", float)):
         if config.get(name) is not None:
-            options[name] = config[name]
+            options[name] = read(config, name, kind, None)
     return LoopConfig(**options)
+
+
+def read(config: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
+    """One option as ``kind``, ``default`` where it is absent or null. Raises ``UserError`` for another type."""
+    value = config.get(name)
+    if value is None:
+        return default
+    try:
+        return convert(value, kind)
+    except TypeError:
+        raise UserError(f"Option {name!r} is {value!r}; it must be {describe(kind)}.") from None

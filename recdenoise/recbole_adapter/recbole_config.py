@@ -17,7 +17,7 @@ from recdenoise.errors import UserError, unknown_name
 from recdenoise.recbole_adapter import compat
 from recdenoise.recbole_adapter.compat import valid_models
 
-__all__ = ["build_config", "read_yaml", "resolve_model", "valid_models"]
+__all__ = ["build_config", "parse_yaml", "read_yaml", "resolve_model", "valid_models"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,6 +64,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"Configuration file {path} must hold a mapping of option names to values.")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """One value as YAML has it, plain types only. Raises ``ValueError`` for what is no YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not YAML.") from error
 
 
 def resolve_model(model: str | type, own_models: bool = True) -> type:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from recdenoise import denoisers, presets
 from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import UserError
 from recdenoise.loop import LoopConfig
-from recdenoise.recbole_adapter.flag import denoiser_spec, loop_config
+from recdenoise.options import require
+from recdenoise.recbole_adapter.dataset import check_protocol, dataset_name
+from recdenoise.recbole_adapter.flag import PREFIX, denoiser_options, loop_config, read
 from recdenoise.recbole_adapter.models import MODELS
-from recdenoise.recbole_adapter.recbole_config import read_yaml, resolve_model
+from recdenoise.recbole_adapter.recbole_config import parse_yaml, read_yaml, resolve_model
 from recdenoise.recbole_adapter.scorers import scorer_for
 
 DEFAULTS: dict[str, Any] = {
@@ -30,6 +31,14 @@ DEFAULTS: dict[str, Any] = {
 
 PAPER_CODE = {"eval_steps": 500, "stopping_step": 2, "paper_code_stopping": True}
 """How the published code stops early: its own rhythm, its own rule."""
+
+FIRST_SEED = 2020
+
+RESERVED = ("model", "dataset", "preset", "benchmark_filename", "data_path")
+"""Not options: arguments or the data set's folder decide. In a file they are passed over."""
+
+MEASURES = ("metrics", "topk")
+MEASURES_FIXED = "train tests recall and NDCG at 3, 5, 10 and 20, and recdenoise evaluate measures others"
 
 
 @dataclass(frozen=True)
@@ -88,20 +97,20 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text!r} must read KEY=VALUE, for example --set epochs=5 or denoiser.alpha=1.")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {text!r}: the value {value!r} is not a number, a word or a YAML list.") from None
         place, *inner = key.strip().split(".")
+        if not equals or not place:
+            raise UserError(f"--set {text!r} must read KEY=VALUE, for example --set epochs=5 or denoiser.alpha=1.")
+        if inner and (place != "denoiser" or len(inner) > 1 or not inner[0]):
+            raise UserError(f"--set {text!r}: only denoiser.OPTION goes one level down.")
+        try:
+            parsed = parse_yaml(value)
+        except ValueError:
+            raise UserError(f"--set {text!r}: the value {value!r} is not a number, a word or a YAML list.") from None
         if inner:
-            nested = options.setdefault(place, {})
-            if len(inner) > 1 or not isinstance(nested, dict):
-                raise UserError(f"--set {text!r}: only denoiser.OPTION goes one level down.")
-            nested[inner[0]] = parsed
-        else:
-            options[place] = parsed
+            parsed = {inner[0]: parsed}
+        if place == "denoiser":
+            parsed = {**options.get("denoiser", {}), **denoiser_options({"denoiser": parsed})}
+        options[place] = parsed
     return options
 
 
@@ -110,81 +119,144 @@ def resolve(
     dataset: str,
     denoiser: str | Mapping[str, Any] | None = None,
     *,
-    protocol: str = "paper",
-    seed: int = 2020,
+    protocol: str | None = None,
+    seed: int | None = None,
     preset: str | None = None,
     config_files: Sequence[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
+    compared: bool = False,
 ) -> Settings:
-    """Merge what is known about a run, later sources winning: model sizes, preset, files, overrides.
+    """Merge what is known about a run, later sources winning: model sizes, preset, files, overrides, arguments.
 
     Args:
         model: a model's name.
         dataset: a recipe's name or a folder that one built.
         denoiser: a name or a mapping; ``None`` takes it from the files, else plain training.
-        protocol: ``paper`` or ``clean``.
-        seed: everything random follows from it.
+        protocol: ``paper`` or ``clean``; ``None`` takes it from the files, else ``paper``.
+        seed: everything random follows from it; ``None`` takes it from the files, else 2020.
         preset: ``paper``, or ``None``.
         config_files: RecBole YAML files.
         overrides: options with RecBole's keys and a nested ``denoiser``.
+        compared: the run stands beside another method's: of denoiser options that name no method only those that every
+            method has are meant for it.
 
     Raises:
         UserError: anything that cannot work.
     """
-    scorer_for(resolve_model(model))
-    layers = [read_yaml(path) for path in config_files] + [dict(overrides or {})]
-    spec: dict[str, Any] = {}
-    for layer in layers:
-        given = layer.get("denoiser")
-        if isinstance(given, Mapping) and "name" not in given:
-            spec |= given  # --set denoiser.alpha=1 adds to what a file or the preset says
-        else:
-            spec |= denoiser_spec(layer) or {}
-    chosen = {"name": denoiser} if isinstance(denoiser, str) else dict(denoiser or {})
-    name = chosen.get("name") or spec.get("name") or "normal"
+    cls = resolve_model(model)
+    scorer_for(cls)
+    files = [read_yaml(path) for path in config_files]
+    layers = [*files, dict(overrides or {})]
+    name, spec = _denoiser(layers, denoiser, compared)
     method = denoisers.get(name)
-    if spec.get("name") not in (None, name):
-        spec = {}  # the files speak of another method than the one asked for
     options: dict[str, Any] = {**DEFAULTS, **(MODELS[model].paper_config if model in MODELS else {})}
     if preset is not None:
-        cell = presets.load(preset, Path(dataset).name if Path(dataset).is_dir() else dataset, model, name)
+        cell = presets.load(preset, dataset_name(dataset), model, name)
         spec = {**cell.pop("denoiser", {}), **spec}
         options |= cell
-    for layer in layers:
-        options |= {k: v for k, v in layer.items() if k != "denoiser" and not k.startswith("denoiser_")}
-    spec = {**spec, **chosen}
-    spec.pop("name", None)
+    given: dict[str, Any] = {}
+    for layer, place in [*zip(files, config_files, strict=True), (layers[-1], "--set")]:
+        check_names(layer, cls.__name__, str(place))
+        given |= {k: v for k, v in layer.items() if k != "denoiser" and not k.startswith(PREFIX)}
     config = method.read_config(spec)
-    options["seed"] = seed
+    options |= given
+    if "valid_metric" in given and "valid_selector" not in given:
+        options["valid_selector"] = str(given["valid_metric"]).lower()
     if config.compat == "paper_code":
         if options["valid_selector"] in ("last", "loss"):  # a metric is nothing that the published code knows
-            options = {**options, **PAPER_CODE}
+            options |= {k: v for k, v in PAPER_CODE.items() if k not in given}
         if model == "CDAE":
             options["input_norm"] = "paper_code"
-    for reserved in ("model", "dataset", "protocol", "benchmark_filename", "data_path"):
+    protocol = check_protocol(options.pop("protocol", "paper") if protocol is None else protocol)
+    options["seed"] = seed = read(options, "seed", int, FIRST_SEED) if seed is None else seed
+    for reserved in RESERVED:
         options.pop(reserved, None)
     return Settings(model, dataset, protocol, seed, method, config, options, _loop(options), preset)
 
 
+def _denoiser(
+    layers: Sequence[Mapping[str, Any]], denoiser: str | Mapping[str, Any] | None, compared: bool
+) -> tuple[str, dict[str, Any]]:
+    """The method's name and the options meant for it: not those that a layer gives under another method's name."""
+    specs = [denoiser_options(layer) for layer in layers]
+    specs.append({"name": denoiser} if isinstance(denoiser, str) else dict(denoiser or {}))
+    name = next((spec["name"] for spec in reversed(specs) if "name" in spec), "normal")
+    everyones = {field.name for field in fields(DenoiserConfig)}
+    options: dict[str, Any] = {}
+    for spec in specs:
+        if "name" not in spec and compared:
+            spec = {key: value for key, value in spec.items() if key in everyones}
+        if spec.get("name", name) == name:
+            options |= spec
+    options.pop("name", None)
+    return name, options
+
+
+def check_names(layer: Mapping[str, Any], model: str, place: str) -> None:
+    """Refuse options that neither RecBole, nor the model, nor the loop knows. RecBole itself ignores them.
+
+    A file may serve several models, so there the options of all of RecBole's models are known.
+
+    Raises:
+        UserError: an unknown name; it suggests the nearest and lists those of training and of the model.
+    """
+    from recbole.utils import argument_list
+
+    lists = ("general_arguments", "training_arguments", "evaluation_arguments", "dataset_arguments")
+    known = {name for each in lists for name in getattr(argument_list, each)} | set(_properties("overall.yaml"))
+    near = {*DEFAULTS, *PAPER_CODE, "checkpoint_seconds", "enable_amp", *_properties(f"model/{model}.yaml")}
+    if model in MODELS:
+        near |= {*MODELS[model].paper_config}
+    typed = place == "--set"
+    for key in layer:
+        if typed and key in (*RESERVED, *MEASURES):
+            why = "--model, --dataset, --protocol and --preset say it" if key in RESERVED else MEASURES_FIXED
+            raise UserError(f"--set {key} has no effect: {why}.")
+        if key in known | near | {"protocol", "denoiser"} or key.startswith(PREFIX):
+            continue
+        if not typed and (key in RESERVED or key in _properties("model/*.yaml")):
+            continue
+        close = difflib.get_close_matches(key, known | near, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        valid = ", ".join(sorted(near))
+        raise UserError(
+            f"{place}: unknown option {key!r}.{hint} Valid for {model}: {valid}, denoiser.OPTION, and RecBole's others."
+        )
+
+
+def _properties(pattern: str) -> set[str]:
+    """Names of the options in RecBole's own default files."""
+    import recbole
+
+    folder = Path(recbole.__file__).parent / "properties"
+    return {name for path in folder.glob(pattern) for name in read_yaml(path)}
+
+
 def _loop(options: Mapping[str, Any]) -> LoopConfig:
-    try:
-        size = int(options["train_batch_size"])
-        loop = loop_config(options, validates=True)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"A training option has the wrong type: {error}.") from error
-    if size < 1:
-        raise UserError(f"Option 'train_batch_size' is {size}; it must be 1 or more.")
-    return loop
+    size = read(options, "train_batch_size", int, 2048)
+    require(size >= 1, "train_batch_size", size, "1 or more")
+    return loop_config(options, validates=True)
 
 
 def from_dict(saved: Mapping[str, Any]) -> Settings:
-    """Read back :meth:`Settings.to_dict`. Raises ``UserError`` for a file that is not one."""
+    """Read back :meth:`Settings.to_dict`. Raises ``UserError`` for a mapping that is not one."""
     values = dict(saved)
-    try:
-        names = {key: values.pop(key) for key in ("model", "dataset", "protocol", "seed", "preset", "denoiser")}
-    except KeyError as error:
-        raise UserError(f"The run's config.yaml lacks {error.args[0]!r}; it was not written by recdenoise.") from None
+    kinds = {"model": str, "dataset": str, "protocol": str, "seed": int, "train_batch_size": int, "denoiser": dict}
+    for key, kind in kinds.items():
+        if type(values.get(key)) is not kind:
+            raise UserError(
+                f"The run's config.yaml has no usable {key!r} ({values.get(key)!r}): recdenoise did not write it so."
+            )
+    names = {key: values.pop(key, None) for key in ("model", "dataset", "protocol", "seed", "preset", "denoiser")}
+    values["seed"] = names["seed"]
     method, config = denoisers.parse(names.pop("denoiser"))
+    check_protocol(names["protocol"])
     return Settings(**names, method=method, config=config, options=values, loop=_loop(values))
+
+
+def read_settings(run: Path) -> Settings:
+    """The settings of a run's folder. Raises ``UserError`` where it is none, or its ``config.yaml`` was cut short."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run: it has no config.yaml.")
+    return from_dict(read_yaml(path))

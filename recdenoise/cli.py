@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +12,8 @@ import click
 
 from recdenoise import __version__
 from recdenoise.errors import UserError
+from recdenoise.mistakes import Group
+from recdenoise.plugins import load_plugins
 from recdenoise.reports.commands import benchmark
 
 if TYPE_CHECKING:
@@ -29,48 +29,13 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
-class Group(click.Group):
-    """Turns our errors into one sentence and exit code 2, and an interrupt into exit code 130."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from data_recipes import RecipeError
-
-        try:
-            return super().invoke(ctx)
-        except (UserError, RecipeError) as error:
-            click.echo(f"recdenoise: {error}", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("recdenoise: interrupted; what was saved can be continued with --resume.", err=True)
-            ctx.exit(130)
-
-
 def one_thread() -> None:
     """One torch thread a process, before torch works, unless the user chose: two on busy cores stall each other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
-def load_plugins(plugins: tuple[str, ...]) -> None:
-    """Import files or modules that register denoisers of one's own."""
-    for plugin in plugins:
-        if plugin.endswith(".py"):
-            path = Path(plugin)
-            if not path.is_file():
-                raise UserError(f"There is no plugin file {plugin}.")
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module
-            spec.loader.exec_module(module)
-        else:
-            try:
-                importlib.import_module(plugin)
-            except ModuleNotFoundError as error:
-                raise UserError(f"There is no plugin module {plugin!r}: {error}.") from error
+    threads = os.environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP takes a list, one entry a nesting level
+    torch.set_num_threads(int(threads) if threads.isdigit() and int(threads) else 1)
 
 
 PLUGIN = click.option(
@@ -141,38 +106,44 @@ def train(plugins: tuple[str, ...], resume: str | None, quiet: bool, compare: tu
 
 def plan_runs(resume: str | None, compare: tuple[str, ...], given: dict[str, Any]) -> list[tuple[Any, Path]]:
     """Settings and folders of the runs that a `train` command asks for, all checked before the first begins."""
-    from recdenoise.recbole_adapter.recbole_config import read_yaml
-    from recdenoise.recbole_adapter.settings import from_dict, parse_assignments, resolve
+    from recdenoise.recbole_adapter.dataset import check_dataset
+    from recdenoise.recbole_adapter.experiment import check_out
+    from recdenoise.recbole_adapter.settings import parse_assignments, read_settings, resolve
 
     if resume:  # a folder: everything else is in its config.yaml
-        extra = [name for name, value in given.items() if value not in (None, ())]
-        if extra or compare:
-            raise UserError(
-                f"--resume {resume} takes its settings from the run; leave out {', '.join(extra or compare)}."
-            )
-        return [(from_dict(read_yaml(Path(resume) / "config.yaml")), Path(resume))]
+        extra = [f"--{name}" for name, value in given.items() if value not in (None, ())]
+        extra += ["--compare"] if compare else []
+        if extra:
+            raise UserError(f"--resume {resume} takes its settings from the run; leave out {', '.join(extra)}.")
+        return [(read_settings(Path(resume)), Path(resume))]
     missing = [f"--{name}" for name in ("model", "dataset") if not given[name]]
     if missing:
         raise UserError(f"train needs {' and '.join(missing)}; see recdenoise train --help.")
     overrides = parse_assignments(given["assignments"])
-    seed = 2020 if given["seed"] is None else given["seed"]
-    jobs = []
+    dataset = Path(given["dataset"]).resolve() if Path(given["dataset"]).is_dir() else Path(given["dataset"])
+    jobs: list[tuple[Any, Path]] = []
     for index, denoiser in enumerate([given["denoiser"], *compare]):
         settings = resolve(
             given["model"],
-            given["dataset"],
+            str(dataset),
             denoiser,
-            protocol=given["protocol"] or "paper",
-            seed=seed,
+            protocol=given["protocol"],
+            seed=given["seed"],
             preset=given["preset"],
             config_files=given["configs"],
             overrides=overrides,
+            compared=index > 0,
         )
-        name = f"{Path(given['dataset']).name}-{settings.protocol}-{settings.model}-{settings.method.name}-{seed}"
+        name = f"{dataset.name}-{settings.protocol}-{settings.model}-{settings.method.name}-{settings.seed}"
         out = given["out"] or Path("runs") / name
         if index and given["out"]:
             out = out.with_name(f"{out.name}-{settings.method.name}")
+        if out in [path for _, path in jobs]:
+            raise UserError(f"--compare names {settings.method.name} twice.")
         jobs.append((settings, out))
+    for settings, out in jobs:
+        check_dataset(settings.dataset, settings.protocol)
+        check_out(out, resume is not None)
     return jobs
 
 
@@ -201,14 +172,18 @@ def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None,
     one_thread()
     load_plugins(plugins)
     from recdenoise import checkpoint
+    from recdenoise.ranking import plan_metrics
     from recdenoise.reports.terminal import metric_table
 
     screen = console()
     topk, run = read_cutoffs(given.pop("topk"), given.pop("more_cutoffs"), run)
     metrics = [name.strip() for name in given["metrics"].split(",") if name.strip()]
+    plan_metrics(metrics, topk)
     if given["recommendations"] or given["truth"]:
         if run is not None or not (given["recommendations"] and given["truth"]):
             raise UserError("Give either a run, or both --recommendations and --truth.")
+        if given["unmasked"] or given["protocol"]:
+            raise UserError("--protocol and --unmasked are for runs: a file of recommendations is counted as it is.")
         from recdenoise.recommendation_files import evaluate_files
 
         result = evaluate_files(given["recommendations"], given["truth"], topk, metrics)
@@ -216,8 +191,11 @@ def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None,
     else:
         if run is None:
             raise UserError("Give the folder of a run, or --recommendations and --truth.")
+        from recdenoise.recbole_adapter.dataset import check_protocol
         from recdenoise.recbole_adapter.experiment import load
 
+        if given["protocol"] is not None:
+            check_protocol(given["protocol"])
         loaded = load(run)
         masked = False if given["unmasked"] else None
         result = loaded.evaluate(topk, metrics, protocol=given["protocol"], masked=masked)
@@ -233,17 +211,23 @@ def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None,
 
 
 def read_cutoffs(topk: tuple[str, ...], more: tuple[str, ...], run: Path | None) -> tuple[list[int], Path | None]:
-    """``--topk 3 20`` puts 20 among the arguments: take whole numbers back from there."""
-    words = [*topk, *more]
-    if run is not None and str(run).isdigit() and not run.exists():
-        words, run = [*words, str(run)], None
+    """``--topk 3 20`` puts 20 among the arguments: take whole numbers back from there, wherever the run stands."""
+    words = ([] if run is None else [str(run)]) + list(more)
+    runs = [word for word in words if not is_cutoff(word)] or [word for word in words if Path(word).is_dir()][:1]
+    if len(runs) > 1:
+        raise UserError(f"evaluate takes one run, not {' and '.join(runs)}; --topk takes whole numbers from 1.")
+    words = [*topk, *(word for word in words if word not in runs)]
     cutoffs = []
-    for word in words:
-        for part in word.replace(",", " ").split():
-            if not part.isdigit() or int(part) < 1:
-                raise UserError(f"A cut-off is {part!r}; --topk takes whole numbers from 1.")
-            cutoffs.append(int(part))
-    return list(dict.fromkeys(cutoffs)), run
+    for part in " ".join(words).replace(",", " ").split():
+        if not is_cutoff(part) or int(part) < 1:
+            raise UserError(f"A cut-off is {part!r}; --topk takes whole numbers from 1.")
+        cutoffs.append(int(part))
+    return list(dict.fromkeys(cutoffs)), Path(runs[0]) if runs else None
+
+
+def is_cutoff(word: str) -> bool:
+    """Whether a word is a whole number."""
+    return word.isascii() and word.isdigit()
 
 
 @cli.command()
@@ -263,9 +247,13 @@ def recommend(plugins: tuple[str, ...], run: Path, users: tuple[str, ...], more_
     from recdenoise.recbole_adapter.experiment import load
     from recdenoise.reports.terminal import plain_table
 
+    words = [str(run), *more_users]
+    if not run.is_dir():  # recommend --users 1 42 RUN puts 42 first
+        run = next((Path(word) for word in more_users if (Path(word) / "config.yaml").is_file()), run)
+    words.remove(str(run))
     loaded = load(run)
     rows = []
-    for user, items in loaded.recommend([*users, *more_users], k):
+    for user, items in loaded.recommend([*users, *words], k):
         rows += [[user, str(rank), item, f"{score:.3f}"] for rank, (item, score) in enumerate(items, 1)]
     console().print(plain_table(["user", "rank", "item", "score"], rows))
 
@@ -286,6 +274,8 @@ def inspect(plugins: tuple[str, ...], run: Path, out: Path | None, plot: Path | 
     out, plot = out or run / "p_clean.parquet", plot or run / "p_clean_by_rating.png"
     if out.suffix not in inspection.FORMATS:
         raise UserError(f"--out {out} must end in {' or '.join(inspection.FORMATS)}.")
+    if plot.suffix != ".png":
+        raise UserError(f"--plot {plot} must end in .png.")
     loaded = load(run)
     table = inspection.probability_table(loaded)
     inspection.write_table(table, out)
@@ -327,7 +317,7 @@ def models() -> None:
     console().print(plain_table(["name", "what it computes", "paper"], rows))
 
 
-@cli.group()
+@cli.group(cls=Group)
 def data() -> None:
     """Build data sets from their publishers' files."""
 

@@ -19,6 +19,7 @@ RECBOLE_EVAL_BATCH = 4096
 """RecBole's default ``eval_batch_size``: two users at a time on ml-100k, so a slower evaluation than training."""
 
 USERS_PER_BLOCK = 256
+SCORES_PER_BLOCK = 1 << 24
 
 
 class RecBoleResult(dict[str, Any]):
@@ -93,9 +94,10 @@ def run_recbole(
     logger.info(config)
     data = create_dataset(config)
     logger.info(data)
-    if config["eval_batch_size"] == RECBOLE_EVAL_BATCH:
-        # The values are the same for any block of users; only the time differs.
-        config["eval_batch_size"] = max(RECBOLE_EVAL_BATCH, USERS_PER_BLOCK * data.item_num)
+    if flag is not None and config["eval_batch_size"] == RECBOLE_EVAL_BATCH:
+        # The values are the same for any block of users; only the time differs. Scorers bound their own memory, as
+        # RecBole's pair-by-pair models do not.
+        config["eval_batch_size"] = max(RECBOLE_EVAL_BATCH, min(USERS_PER_BLOCK * data.item_num, SCORES_PER_BLOCK))
     train_data, valid_data, test_data = data_preparation(config, data)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     network = cls(config, train_data._dataset).to(config["device"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import recbole.utils
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import get_local_time, set_color
+from recbole.utils import EvaluatorType, get_local_time, set_color
 from torch import Tensor, nn
 
 from recdenoise.denoisers import Clock, Denoiser, Stage
@@ -107,12 +108,12 @@ class RecBoleObserver(Observer):
             trainer.logger.info(trainer._generate_train_loss_output(row["epoch"] - 1, self.started, now, total))
         trainer._add_train_loss_to_tensorboard(index, total)
         values = {key.removeprefix("valid_"): v for key, v in row.items() if key.startswith("valid_")}
-        if values:
-            score = next(iter(values.values()))
+        if values and self.verbose:
+            shown = "    ".join(f"{name} : {value:.4f}" for name, value in values.items())
+            trainer.logger.info(set_color("valid result", "blue") + f": {shown}")
+        score = values.get(trainer.valid_metric)
+        if score is not None:  # a prior's stage is chosen by its loss: no score that a caller could compare
             trainer.tensorboard.add_scalar("Vaild_score", score, index)  # RecBole's own spelling
-            if self.verbose:
-                shown = "    ".join(f"{name} : {value:.4f}" for name, value in values.items())
-                trainer.logger.info(set_color("valid result", "blue") + f": {shown}")
             if trainer.callback is not None:
                 trainer.callback(index, score)
         self.epoch, self.started = index + 1, now
@@ -133,7 +134,7 @@ class DenoisingTrainer(Trainer):
         self.method, self.method_config = flag
         super().__init__(config, model)
         # RecBole's names have a resolution of one second: two runs in one second would share a file.
-        name = f"{type(model).__name__}-{self.method.name}-{get_local_time()}-{os.getpid()}.pth"
+        name = f"{type(model).__name__}-{self.method.name}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
         self.saved_model_file: str = os.path.join(str(config["checkpoint_dir"]), name)
         self.callback: Callable[[int, float], Any] | None = None
         self.denoiser: Denoiser | None = None
@@ -250,6 +251,8 @@ class DenoisingTrainer(Trainer):
         users = interaction[self.config["USER_ID_FIELD"]].to(self.device)
         items = interaction[self.config["ITEM_ID_FIELD"]].to(self.device)
         flat = self.task.scan_pairs(self._score, users, items)
+        if self.config["eval_type"] == EvaluatorType.VALUE:
+            return interaction, torch.sigmoid(flat), positive_u, positive_i
         if row_idx is None:
             raise UserError("eval_args.mode is 'labeled'; denoisers rank: use full, uniN or popN.")
         scores = torch.full((int(positive_u[-1]) + 1, self.tot_item_num), -torch.inf, device=self.device)

@@ -78,6 +78,9 @@ class LoopConfig:
 class Observer:
     """Told how training goes; the base is silent. Progress bars, logs and result files subclass it."""
 
+    def on_note(self, text: str) -> None:
+        """Something about the run that its user should know, in one sentence."""
+
     def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
         """A stage begins (or goes on at ``first_epoch``)."""
 

@@ -29,7 +29,7 @@ from recdenoise.recbole_adapter.loaders import WholeRows
 from recdenoise.recbole_adapter.recbole_config import resolve_model
 from recdenoise.recbole_adapter.settings import Settings, read_settings
 from recdenoise.recbole_adapter.task import RecBoleTask
-from recdenoise.recbole_adapter.trainer import model_builder
+from recdenoise.recbole_adapter.trainer import model_builder, pointwise_note
 from recdenoise.recbole_adapter.validation import PairValidation
 
 METRICS = ("recall", "ndcg")
@@ -213,6 +213,9 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
         # Only now: a checkpoint of another run was refused, so its config.yaml is still its own.
         checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
         loop.observer = RunFiles(out, inner, loop.history)
+    note = pointwise_note(resolve_model(settings.model), settings.method.title)
+    if note:
+        inner.on_note(note)
     history = loop.run()
     result = finish(run, history, out)
     if out is not None:

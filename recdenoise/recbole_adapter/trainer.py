@@ -70,6 +70,16 @@ def model_builder(config: Any, dataset: Any, target: type[nn.Module]) -> Callabl
     return build
 
 
+def pointwise_note(model: type, method: str) -> str | None:
+    """What to tell who trains a pairwise model through a denoiser; ``None`` for other models."""
+    if getattr(model, "input_type", None) != recbole.utils.InputType.PAIRWISE:
+        return None
+    return (
+        f"{model.__name__} is a pairwise model: {method} trains it pointwise, on the logits of observed and sampled "
+        "pairs, and its own loss is not used."
+    )
+
+
 class RecBoleObserver(Observer):
     """Logs what RecBole logs, in its words."""
 
@@ -207,11 +217,9 @@ class DenoisingTrainer(Trainer):
         self.logger.info(set_color("Denoiser", "blue") + f": {self.method.title} {self.method_config}")
         size = self.config["train_batch_size"]
         self.logger.info(f"A batch holds {size} observed pairs and as many sampled ones.")
-        if getattr(self.model, "input_type", None) == recbole.utils.InputType.PAIRWISE:
-            self.logger.info(
-                f"{type(self.model).__name__} is a pairwise model: {self.method.title} trains it pointwise, on the "
-                "logits of observed and sampled pairs, and its own loss is not used."
-            )
+        note = pointwise_note(type(self.model), self.method.title)
+        if note:
+            self.logger.info(note)
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Go on from a checkpoint when :meth:`fit` is called, in the same file."""

@@ -53,6 +53,9 @@ class ProgressObserver(Observer):
     def __exit__(self, *exc: object) -> None:
         self.progress.stop()
 
+    def on_note(self, text: str) -> None:
+        self.progress.console.print(text, soft_wrap=True)
+
     def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
         self.steps_per_epoch, self.valid = steps_per_epoch, ""
         title = self.label if stage.name == "train" else f"{self.label}: {stage.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,27 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"RECDENOISE_DATA names {path}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where recipes are built during the tests, once for all of them."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECDENOISE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small built folder with both protocols; read only."""
+    from tests.built_folder import write_built
+
+    return write_built(tmp_path_factory.mktemp("built") / "data")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder: RecBole writes its logs and checkpoints wherever the process stands."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -14,7 +14,7 @@ from recdenoise import __version__
 from recdenoise.errors import UserError
 from recdenoise.mistakes import Group
 from recdenoise.plugins import load_plugins
-from recdenoise.reports.commands import benchmark
+from recdenoise.reports.commands import benchmark, tune
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -364,6 +364,7 @@ def data_verify(folder: Path) -> None:
 
 
 cli.add_command(benchmark)
+cli.add_command(tune)
 
 main: Callable[[], Any] = cli
 

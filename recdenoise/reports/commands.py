@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 from recdenoise.errors import UserError
 
 if TYPE_CHECKING:
+    from recdenoise.reports.tuning import StudySpec
     from recdenoise.reports.workers import Job
 
 
@@ -47,13 +48,38 @@ def list_option(*names: str, help: str) -> Any:
 
 def typed_command(ctx: click.Context) -> list[str]:
     """What was typed, for reports."""
-    return [*ctx.command_path.split(), *ctx.meta[TYPED]]
+    names: list[str] = []
+    place: click.Context | None = ctx
+    while place is not None and place.parent is not None:
+        names.insert(0, str(place.info_name))
+        place = place.parent
+    return ["recdenoise", *names, *ctx.meta[TYPED]]
 
 
 SEEDS = click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="2020, 2021, ...")
 WORKERS = click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time.")
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set in every run: epochs=5.")
 PLUGIN = click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Imported by every run first.")
+TRIALS = click.option(
+    "--trials", type=click.IntRange(min=1), default=24, show_default=True, help="Choices tried, in all."
+)
+SELECTOR = click.option(
+    "--selector",
+    default="ndcg@20",
+    show_default=True,
+    help="Validation value that chooses epochs and settings: loss, trimmed or a metric.",
+)
+CLEAN = click.option(
+    "--protocol", default="clean", show_default=True, help="clean, or paper: its validation rows are test items."
+)
+EPOCHS = click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Most epochs of a run.  [default: 300, or twice the longest published run if more]",
+)
+SEARCH = click.option(
+    "--search", multiple=True, metavar="KEY=V1,V2", help="Also search this: learning_rate=0.001,0.01, denoiser.l2=0,1."
+)
 REPORT_ONLY = click.option("--report-only", is_flag=True, help="Only write the report of the runs there are.")
 
 
@@ -66,7 +92,9 @@ def words(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
-def run_with_progress(jobs: Sequence[Job], workers: int) -> dict[str, str]:
+def run_with_progress(
+    jobs: Sequence[Job], workers: int, describe: Callable[[Job], str] = lambda job: job.name
+) -> dict[str, str]:
     """Run jobs with one line over all of them: done, names at work, time left. Returns failures by name."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -82,13 +110,17 @@ def run_with_progress(jobs: Sequence[Job], workers: int) -> dict[str, str]:
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
         bar = progress.add_task("", total=total, completed=done)
 
-        def report(job: Job | None, seconds: float, n_done: int, active: list[str], left: float | None) -> None:
-            progress.update(bar, completed=n_done, description=f"{words(left)}: {', '.join(active)}")
+        def report(job: Job | None, seconds: float, n_done: int, active: list[Job], left: float | None) -> None:
+            progress.update(bar, completed=n_done, description=f"{words(left)}: {', '.join(map(describe, active))}")
             if job is not None:
                 end = "" if job.finished else f"  FAILED, see {job.folder / 'log.txt'}"
                 screen.print(f"{n_done}/{total}  {job.name}  {seconds:.1f} s  {words(left)}{end}", soft_wrap=True)
 
-        return run_all(jobs, workers, report)
+        try:
+            return run_all(jobs, workers, report)
+        except KeyboardInterrupt:
+            click.echo("recdenoise: interrupted; finished runs stay, the same command goes on from here.", err=True)
+            raise SystemExit(130) from None
 
 
 def tell_failures(failed: dict[str, str]) -> None:
@@ -157,7 +189,8 @@ def table_command(name: str) -> click.Command:
 
 def benchmark_table(name: str, command: list[str], **given: Any) -> None:
     """Run a table's grid and write its report."""
-    from recdenoise.cli import console, load_plugins, one_thread
+    from recdenoise.cli import console, one_thread
+    from recdenoise.plugins import load_plugins
 
     one_thread()
     load_plugins(given["plugins"])
@@ -193,3 +226,171 @@ def benchmark_table(name: str, command: list[str], **given: Any) -> None:
         screen.print(line, soft_wrap=True)
     screen.print("report: " + ", ".join(map(str, paths)), soft_wrap=True)
     tell_failures(failed)
+
+
+def parse_search(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """``["learning_rate=0.001,0.01"]`` as values by option. Raises ``UserError`` for anything else."""
+    import yaml
+
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        try:
+            parsed = yaml.safe_load(f"[{values}]") if equals and key.strip() else None
+        except yaml.YAMLError:
+            parsed = None
+        if not parsed or not all(v is None or isinstance(v, bool | int | float | str) for v in parsed):
+            raise UserError(f"--search {text!r} must read KEY=V1,V2, for example --search learning_rate=0.001,0.01.")
+        found[key.strip()] = parsed
+    return found
+
+
+@click.command(cls=ListCommand)
+@click.option("--model", required=True, help="A model's name; `recdenoise models` lists them.")
+@click.option("--dataset", required=True, help="A recipe's name or a folder that one built.")
+@click.option("--denoiser", default="normal", show_default=True, help="A method; `recdenoise methods` lists them.")
+@CLEAN
+@TRIALS
+@SELECTOR
+@EPOCHS
+@click.option("--seed", type=int, default=2020, show_default=True, help="Of the sampler and of every trial.")
+@SEEDS
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of log and runs.  [default: runs/tune/...]")
+@click.option("--study", type=click.Path(path_type=Path), help="SQLite file.  [default: OUT/study.db]")
+@SEARCH
+@SET
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@PLUGIN
+def tune(model: str, dataset: str, denoiser: str, **given: Any) -> None:
+    """Search a method's options on validation data, then train and test the best with several seeds.
+
+    The space is the DeCA paper's grid, the sampler Optuna's TPE. The test set is not looked at before the search ends.
+    A search that was stopped goes on where it was; trials.csv logs it, tuned.json holds what it found.
+
+    \b
+    recdenoise tune --model GMF --dataset ml-100k --denoiser deca_p --trials 24
+    recdenoise tune --model GMF --dataset ml-100k --denoiser r_ce --search learning_rate=0.001,0.003,0.01
+    """
+    from recdenoise.cli import console, one_thread
+    from recdenoise.plugins import load_plugins
+
+    one_thread()
+    load_plugins(given["plugins"])
+    from recdenoise.recbole_adapter.settings import parse_assignments
+    from recdenoise.reports import tuning
+    from recdenoise.reports.grid import FIRST_SEED
+    from recdenoise.reports.terminal import metric_table
+    from recdenoise.reports.workers import lock
+
+    spec = tuning.make_spec(
+        model,
+        dataset,
+        denoiser,
+        protocol=given["protocol"],
+        selector=given["selector"],
+        seed=given["seed"],
+        epochs=given["epochs"],
+        options=parse_assignments(given["assignments"]),
+        search=parse_search(given["search"]),
+    )
+    out = given["out"] or Path("runs") / "tune" / spec.name
+    path = given["study"] or out / "study.db"
+    held = lock(path.parent, f".{path.name}.lock")
+    if held is None:
+        raise UserError(f"Another process works on {path}; wait for it or choose another --study.")
+    with held:
+        screen = console()
+        study = tuning.run_study(
+            spec,
+            path,
+            given["trials"],
+            log=out / "trials.csv",
+            report=lambda trial, n: screen.print(trial_line(trial, n, given["trials"], spec), soft_wrap=True),
+        )
+        best = study.best_trial
+        screen.print(f"best: trial {best.number}, validation {spec.selector} {best.value:.4f}, {best.params}")
+        seeds = range(FIRST_SEED, FIRST_SEED + given["seeds"])
+        record = tuning.final_runs(spec, study, list(seeds), out)
+    screen.print(metric_table(f"{spec.name}, clean test", {f"seed {r['seed']}": r["test"] for r in record["runs"]}))
+    screen.print(f"found: {out / 'tuned.json'}; log of trials: {out / 'trials.csv'}", soft_wrap=True)
+
+
+@benchmark.command(cls=ListCommand)
+@click.option("--dataset", default="ml-100k", show_default=True, help="A recipe's name or a folder that one built.")
+@list_option("--models", help="Models.  [default: GMF NeuMF CDAE LightGCN]")
+@list_option("--methods", help="Denoisers, the first is the one compared with.  [default: normal deca_p]")
+@CLEAN
+@TRIALS
+@SELECTOR
+@EPOCHS
+@SEEDS
+@WORKERS
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the studies.  [default: runs/tuned]")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="The report's files without their endings.  [default: docs/results/tuned-DATASET]",
+)
+@REPORT_ONLY
+@SEARCH
+@SET
+@PLUGIN
+@click.pass_context
+def tuned(ctx: click.Context, dataset: str, **given: Any) -> None:
+    """Tune several methods with the same budget, then compare them, with a paired test over users.
+
+    \b
+    recdenoise benchmark tuned --models GMF NeuMF --methods normal deca_p --trials 24 --workers 2
+    """
+    from recdenoise.cli import console, one_thread
+    from recdenoise.plugins import load_plugins
+
+    one_thread()
+    load_plugins(given["plugins"])
+    from recdenoise.recbole_adapter.dataset import find_folder
+    from recdenoise.recbole_adapter.settings import parse_assignments
+    from recdenoise.reports import grid, tuning
+    from recdenoise.reports import tuned as comparison
+
+    specs = [
+        tuning.make_spec(
+            model,
+            dataset,
+            method,
+            protocol=given["protocol"],
+            selector=given["selector"],
+            epochs=given["epochs"],
+            options=parse_assignments(given["assignments"]),
+            search=parse_search(given["search"]),
+        )
+        for model in given["models"] or grid.read_table("table2").models
+        for method in given["methods"] or ("normal", "deca_p")
+    ]
+    out = given["out"] or Path("runs") / "tuned"
+    report = given["report"] or Path("docs") / "results" / f"tuned-{Path(dataset).name}"
+    failed: dict[str, str] = {}
+    if not given["report_only"]:
+        find_folder(dataset, given["protocol"])
+        jobs = comparison.jobs_of(specs, out, given["trials"], given["seeds"], given["plugins"])
+        failed = run_with_progress(jobs, given["workers"], lambda job: f"{job.name} {trials_so_far(job.folder)}")
+    paths, lines = comparison.write_report(specs, out, report, typed_command(ctx))
+    screen = console()
+    for line in lines:
+        screen.print(line, soft_wrap=True)
+    screen.print("report: " + ", ".join(map(str, paths)), soft_wrap=True)
+    tell_failures(failed)
+
+
+def trials_so_far(folder: Path) -> str:
+    """How far a study at work is, from its log."""
+    log = folder / "trials.csv"
+    return f"(trial {len(log.read_text(encoding='utf-8').splitlines())})" if log.is_file() else ""
+
+
+def trial_line(trial: Any, n: int, trials: int, spec: StudySpec) -> str:
+    """One trial for people."""
+    chosen = ", ".join(f"{key.removeprefix('denoiser.')} {value}" for key, value in trial.params.items())
+    value = "failed" if trial.value is None else f"{spec.selector} {trial.value:.4f}"
+    seconds = trial.user_attrs.get("seconds")
+    more = f"{seconds:.1f} s" if seconds is not None else f"as trial {trial.user_attrs.get('repeats', '')}".strip()
+    return f"{n}/{trials}  {chosen}: {value}  ({more})"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from recdenoise import checkpoint
 from recdenoise.recbole_adapter.recbole_config import read_yaml
 from recdenoise.reports import published
-from recdenoise.reports.grid import Cell, TableSpec, result_of
+from recdenoise.reports.grid import Cell, TableSpec, result_of, to_csv
 
 MASKED = "masked"
 """Added to the variant of runs that were also tested with training items masked."""
@@ -168,15 +166,6 @@ def summary(rows: Iterable[Row]) -> list[str]:
 # CSV
 
 
-def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A CSV file's text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 CELL_COLUMNS = (
     *("dataset", "model", "method", "variant", "metric", "compared", "mean", "std", "seeds"),
     *("paper_mean", "paper_std", "public_code", "difference", "required_minimum", "reached"),
@@ -286,22 +275,28 @@ def settings_table(runs: Sequence[Finished]) -> list[str]:
     return markdown_table(columns, rows, left=6)
 
 
-def circumstances(runs: Sequence[Finished], command: Sequence[str], protocol: str) -> list[str]:
-    """Command, versions, hardware, dates and seconds: whatever the files say, each different value once."""
-    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in run.result["versions"].items()) for run in runs)
+def circumstances(
+    results: Sequence[dict[str, Any]], jobs: Sequence[dict[str, Any]], command: Sequence[str], protocol: str
+) -> list[str]:
+    """Command, versions, hardware, dates and seconds: whatever the files say, each different value once.
+
+    Args:
+        results: contents of ``result.json``.
+        jobs: contents of ``job.json``.
+        command: what was typed.
+        protocol: of all runs.
+    """
+    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results)
     machines = dict.fromkeys(
-        f"{m['platform']}, {m['processor']}, {m['cores']} cores"
-        for run in runs
-        if run.job
-        for m in [run.job["machine"]]
+        f"{m['platform']}, {m['processor']}, {m['cores']} cores" for m in (job["machine"] for job in jobs)
     )
-    dates = sorted(run.job["ended"] for run in runs if run.job)
-    seeds = sorted({run.result["seed"] for run in runs})
-    wall = sum(run.job["seconds"] for run in runs if run.job)
-    inside = sum(sum(run.result["seconds"].values()) for run in runs)
+    dates = sorted(job["ended"] for job in jobs)
+    seeds = sorted({result["seed"] for result in results})
+    inside = sum(sum(result["seconds"].values()) for result in results)
+    wall = sum(job["seconds"] for job in jobs)
     lines = [f"- Command: `{shlex.join(command)}`", f"- Protocol: {protocol}; seeds {', '.join(map(str, seeds))}"]
     lines += [f"- Versions: {v}" for v in versions] + [f"- Machine: {m}; one torch thread a run" for m in machines]
-    lines += [f"- Runs: {len(runs)}" + (f", ended {dates[0]} to {dates[-1]}" if dates else "")]
+    lines += [f"- Runs: {len(results)}" + (f", ended {dates[0]} to {dates[-1]}" if dates else "")]
     total = f"- Seconds over all runs: {inside:.0f} preparing, training and testing"
     return [*lines, total + (f"; {wall:.0f} of whole processes" if wall else "")]
 
@@ -312,7 +307,7 @@ def markdown(
     """The page: circumstances, a table per data set and model, settings, and what was reached."""
     protocol = cells[0].settings.protocol
     lines = [f"# {table.title}", "", f"Compared with: {table.source}.", ""]
-    lines += [*circumstances(runs, command, protocol), ""]
+    lines += [*circumstances([r.result for r in runs], [r.job for r in runs if r.job], command, protocol), ""]
     least = f"the paper's mean less the larger of {table.deviations} of its standard deviations and {table.share:.0%}"
     if table.public_code:
         least += f", or the public code's value less {table.share:.0%}, whichever is lower"

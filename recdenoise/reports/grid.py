@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,12 +123,35 @@ class Cell:
         return "-".join(part for part in parts if part)
 
 
-def flatten(options: Mapping[str, Any]) -> list[str]:
-    """Nested options as ``--set`` arguments: ``{"denoiser": {"alpha": 1}}`` is ``denoiser.alpha=1``."""
+def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"denoiser": {"alpha": 1}}`` as ``{"denoiser.alpha": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in options.items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return [word for key, value in flat.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    return flat
+
+
+def nested_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`flat_options`."""
+    nested: dict[str, Any] = {}
+    for key, value in options.items():
+        place, dot, inner = key.partition(".")
+        nested = merge(nested, {place: {inner: value}} if dot else {key: value})
+    return nested
+
+
+def assignments(options: Mapping[str, Any]) -> list[str]:
+    """Options as ``--set`` arguments."""
+    return [word for key, value in flat_options(options).items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A CSV file's text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +205,7 @@ def plan(
             )
             words = ["--model", model, "--dataset", dataset, "--denoiser", method, "--protocol", protocol]
             words += ["--seed", str(seed), *(["--preset", table.preset] if table.preset else [])]
-            words += [*flatten(overrides), *(word for plugin in plugins for word in ("--plugin", plugin))]
+            words += [*assignments(overrides), *(word for plugin in plugins for word in ("--plugin", plugin))]
             cells.append(Cell(name, variant, settings, tuple(words)))
     return cells
 
@@ -199,24 +224,31 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def check_folder(cell: Cell, folder: Path) -> None:
-    """Refuse a folder whose run has other settings than the cell: its numbers would stand in the wrong place.
+def check_folder(settings: Settings, folder: Path) -> None:
+    """Refuse a folder whose run has other settings: its numbers would stand in the wrong place.
 
     Raises:
         UserError: it names the first option that differs.
     """
     if not (folder / "config.yaml").is_file():
         return
-    saved = from_dict(read_yaml(folder / "config.yaml")).to_dict()
-    wanted = from_dict(cell.settings.to_dict()).to_dict()
-    saved |= {f"denoiser.{k}": v for k, v in saved.pop("denoiser").items()}
-    wanted |= {f"denoiser.{k}": v for k, v in wanted.pop("denoiser").items()}
+    saved = flat_options(from_dict(read_yaml(folder / "config.yaml")).to_dict())
+    wanted = flat_options(from_dict(settings.to_dict()).to_dict())
     for key in dict.fromkeys([*wanted, *saved]):
         if key != "dataset" and saved.get(key) != wanted.get(key):
             raise UserError(
-                f"{folder} holds a run with {key} = {saved.get(key)!r}, this grid has {wanted.get(key)!r}; choose "
+                f"{folder} holds a run with {key} = {saved.get(key)!r}, here it is {wanted.get(key)!r}; choose "
                 "another --out, or delete that folder."
             )
+
+
+def published_seconds(file: str | None, dataset: str, model: str, title: str) -> float:
+    """Seconds of the public code's run: a first guess of which runs are long. Unknown ones are taken to be longest."""
+    if file is None:
+        return 1.0
+    known = {(r["dataset"], r["model"], r["method"]): float(r["run_seconds"]) for r in published.load_rows(file)}
+    plain = known.get((dataset, model, "Normal"), max(known.values()))
+    return known.get((dataset, model, title), plain)
 
 
 def jobs_of(cells: Sequence[Cell], table: TableSpec, out: Path) -> list[Job]:
@@ -225,19 +257,12 @@ def jobs_of(cells: Sequence[Cell], table: TableSpec, out: Path) -> list[Job]:
     Raises:
         UserError: a folder under ``out`` holds a run with other settings.
     """
-    known: dict[tuple[str, str, str], float] = {}
-    if table.public_code:
-        for row in published.load_rows(table.public_code):
-            known[row["dataset"], row["model"], row["method"]] = float(row["run_seconds"])
-    longest = max(known.values(), default=1.0)
     jobs = []
     for cell in cells:
         folder = out / cell.name
-        check_folder(cell, folder)
+        check_folder(cell.settings, folder)
         result_of(folder)
-        place = cell.dataset, cell.settings.model
-        title = cell.settings.method.title
-        guess = known.get((*place, title), known.get((*place, "Normal"), longest))
+        guess = published_seconds(table.public_code, cell.dataset, cell.settings.model, cell.settings.method.title)
         words = ("train", *cell.arguments, "--out", str(folder), "--resume", "--quiet")
         jobs.append(Job(cell.name, folder, words, "result.json", cell.group, guess))
     return jobs

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from typing import IO, Any
 import recdenoise
 from recdenoise import checkpoint
 
+COMMAND = (sys.executable, "-m", "recdenoise.cli")
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0
 """How long a process may take to save its state after a stop was asked for."""
@@ -37,6 +38,7 @@ class Job:
         done: the file that the finished job leaves in its folder.
         kind: jobs of one kind take about the same time.
         guess: how long it may take, in any unit that all jobs share.
+        wanted: what ``done``, a JSON file, must hold; nothing by default.
     """
 
     name: str
@@ -45,10 +47,20 @@ class Job:
     done: str
     kind: tuple[str, ...] = ()
     guess: float = 1.0
+    wanted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
-        return (self.folder / self.done).is_file()
+        """Whether its file is there and holds what is wanted."""
+        path = self.folder / self.done
+        if not path.is_file():
+            return False
+        if not self.wanted:
+            return True
+        with contextlib.suppress(ValueError, AttributeError):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return all(record.get(key) == value for key, value in self.wanted.items())
+        return False
 
 
 @dataclass
@@ -122,10 +134,10 @@ def terminate_like_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def lock(folder: Path) -> IO[bytes] | None:
+def lock(folder: Path, name: str = ".lock") -> IO[bytes] | None:
     """The folder's lock, or ``None`` while another process has it. A child that inherits the file keeps the lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("wb")
+    file = (folder / name).open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -150,7 +162,7 @@ def start(job: Job) -> Active | None:
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with held, (job.folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "recdenoise.cli", *job.arguments],
+            [*COMMAND, *job.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -196,8 +208,8 @@ def last_line(path: Path) -> str:
     return next((line for line in reversed(lines) if line), "it said nothing")
 
 
-Report = Callable[[Job | None, float, int, list[str], float | None], None]
-"""Told at every look: the job that just finished or ``None``, its seconds, jobs done, names at work, seconds left."""
+Report = Callable[[Job | None, float, int, list[Job], float | None], None]
+"""Told at every look: the job that just finished or ``None``, its seconds, jobs done, jobs at work, seconds left."""
 
 
 def run_all(jobs: Sequence[Job], workers: int, report: Report) -> dict[str, str]:
@@ -249,9 +261,9 @@ def run_all(jobs: Sequence[Job], workers: int, report: Report) -> dict[str, str]
                     else:
                         failed[one.job.name] = last_line(one.job.folder / "log.txt")
                     left = expected.left(waiting, active, workers)
-                    report(one.job, seconds, n_done, [a.job.name for a in active], left)
+                    report(one.job, seconds, n_done, [a.job for a in active], left)
                 left = expected.left(waiting, active, workers)
-                report(None, 0.0, n_done, [a.job.name for a in active], left)
+                report(None, 0.0, n_done, [a.job for a in active], left)
         except BaseException:
             stop_all(active)
             raise

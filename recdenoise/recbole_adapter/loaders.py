@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,15 @@ class Observed:
     lists: Interactions
     seed: int
     batch_size: int
+
+    @cached_property
+    def first_row(self) -> Tensor:
+        """Where each distinct pair first stands in the training file, in the order of ``lists``: ``(nnz,)`` int64."""
+        keys = self.users * self.lists.n_items + self.items
+        order = torch.argsort(keys, stable=True)
+        first = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+        first[1:] = keys[order][1:] != keys[order][:-1]
+        return order[first]
 
     def sampler(self, sweep: Pass) -> NegativeSampler:
         """The sampler that ``sweep`` asks for; item 0 is RecBole's padding."""
@@ -102,32 +112,29 @@ class RowLoader:
         generator = seeds.generator(data.users.device, data.seed, "rows", *key)
         self._users = active[torch.randperm(len(active), generator=generator, device=active.device)]
         self._zeros = (data.lists.n_items - 1 - counts).double()
-        keys = data.users * data.lists.n_items + data.items
-        # Where each distinct pair first stands in the training file, in the order of the lists.
-        order = torch.argsort(keys, stable=True)
-        first = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
-        first[1:] = keys[order][1:] != keys[order][:-1]
-        self._row_of_pair = order[first]
 
     def __len__(self) -> int:
         return -(-len(self._users) // self._data.batch_size)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         lists, size = self._data.lists, self._data.batch_size
+        counts = lists.counts()
         for step in range(start, len(self)):
             # A generator a batch: the draws of one step do not depend on whether earlier ones were made.
             generator = seeds.generator(self._users.device, self._data.seed, "zeros", *self._key, step)
             users = self._users[step * size : (step + 1) * size]
             row, items = lists.rows(users)
             n = len(row)
+            count = counts.index_select(0, users)
+            shift = lists.indptr.index_select(0, users) - (count.cumsum(0) - count)
+            pair = torch.arange(n, device=users.device) + shift.index_select(0, row)  # where it stands in the lists
             mass = self._zeros[users].cumsum(0)
             draw = torch.rand(n, generator=generator, device=users.device, dtype=torch.float64) * mass[-1]
             other = torch.searchsorted(mass, draw, right=True).clamp_(max=len(users) - 1)
-            negatives = self._sampler.sample(users[other], generator)
+            negatives = self._sampler.sample(users.index_select(0, other), generator)
             row = torch.cat([row, other])
-            inputs = Pairs(users[row], torch.cat([items, negatives]), (users, row))
-            found = torch.searchsorted(lists.keys, inputs.users[:n] * lists.n_items + items)
-            index = torch.cat([self._row_of_pair[found], torch.full_like(other, -1)])
+            inputs = Pairs(users.index_select(0, row), torch.cat([items, negatives]), (users, row))
+            index = torch.cat([self._data.first_row.index_select(0, pair), torch.full_like(other, -1)])
             yield Batch(index, inputs, _labels(n, users.device), (n, n))
 
 

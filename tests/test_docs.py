@@ -1,0 +1,207 @@
+"""README.md and docs/ do what they say: commands and programs run, configs load, links lead somewhere, tables fit.
+
+A page is run from top to bottom in a folder of its own, so a later command finds the files of an earlier one:
+
+- ``bash`` blocks: one command a line; ``&&``, ``\\`` at the end of a line and comments work. ``recdenoise`` runs in
+  this process, ``python`` in another. Lines that install, and the whole test suite, are left to .ci/run.
+- ``python`` blocks are executed, each with names of its own; ``yaml`` blocks are loaded.
+- Comments before a block: ``<!-- test: file NAME -->`` writes it to NAME, ``<!-- test: output -->`` looks for its lines
+  in what the command above printed (numbers and frames apart), ``<!-- test: fails -->`` expects exit code 2,
+  ``<!-- test: slow -->`` runs it under ``pytest -m slow`` alone.
+
+Long jobs are shortened in one way: ``recdenoise train`` gets ``--set epochs=1``, and ``epochs: N`` in a block says 1.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from recdenoise import denoisers
+from recdenoise.cli import main
+from recdenoise.recbole_adapter import scorers
+from tests.option_tables import with_tables
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if RESULTS not in p.parents)]
+INSTALLS = ("python3 -m venv", "pip install", ".venv/bin/pip install", ".venv/bin/pytest", "source .venv/bin/activate")
+BLOCK = re.compile(
+    r"(?:^<!-- test: (?P<test>[^>]+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+LINK = re.compile(r"(?<!!)!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, the line it stands at, and what the comment above it says."""
+
+    language: str
+    text: str
+    line: int
+    test: str
+
+
+def blocks(path: Path) -> list[Block]:
+    text = path.read_text(encoding="utf-8")
+    found = [
+        Block(m["language"], m["text"], text[: m.start("text")].count("\n") + 1, (m["test"] or "").strip())
+        for m in BLOCK.finditer(text)
+    ]
+    assert text.count("```") == 2 * len(found), f"{path}: a fence is not closed, or stands inside another"
+    return found
+
+
+def commands(text: str) -> Iterator[str]:
+    """Single commands of a bash block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for command in line.split(" && "):
+            if command.strip() and not command.strip().startswith("#"):
+                yield command.strip()
+
+
+def shortened(text: str) -> str:
+    return re.sub(r"(\"?epochs\"?\s*[:=]\s*)\d+", r"\g<1>1", text)
+
+
+def run_command(command: str, fails: bool) -> str:
+    """Run one command of a page and return what it printed."""
+    if command.startswith(INSTALLS):
+        return ""
+    words = shlex.split(command, comments=True)
+    program = words[0].removeprefix(".venv/bin/")
+    if program == "recdenoise":
+        if words[1] == "train" and "--resume" not in words and not any(w.startswith("epochs=") for w in words):
+            words += ["--set", "epochs=1"]
+        result = CliRunner().invoke(main, words[1:])
+        if result.exit_code != (2 if fails else 0):
+            raise AssertionError(f"{command}: exit code {result.exit_code}\n{result.output}") from result.exception
+        return result.output
+    assert program in ("python", "ls", "head"), f"the tests do not know how to run {command!r}"
+    if program == "python":
+        words = [sys.executable, *(str(ROOT / w) if w.startswith("tests/") else w for w in words[1:])]
+    paths = os.pathsep.join([str(ROOT), os.getcwd()])
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == (2 if fails else 0), f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def bare_lines(text: str) -> list[str]:
+    """Lines without frames, bars, numbers and differences in spacing."""
+    plain = re.sub(r"\d+(?:[.:]\d+)*", "#", re.sub(r"[^\w@().,:;=/%'*+\n-]+", " ", text))
+    return [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
+
+
+def run_page(path: Path, slow: bool) -> None:
+    printed = ""
+    for block in blocks(path):
+        kind, _, argument = block.test.partition(" ")
+        if kind == "slow" and not slow:
+            continue
+        where = f"{path.relative_to(ROOT)}, line {block.line}"
+        if kind == "file":
+            Path(argument).parent.mkdir(parents=True, exist_ok=True)
+            Path(argument).write_text(shortened(block.text), encoding="utf-8")
+        if kind == "output":
+            missing = [line for line in bare_lines(block.text) if line not in bare_lines(printed)]
+            assert not missing, f"{where}: not printed by the command above: {missing}\n{printed}"
+        elif block.language == "bash":
+            printed = "".join(run_command(command, kind == "fails") for command in commands(block.text))
+        elif block.language == "yaml":
+            assert isinstance(yaml.safe_load(block.text), dict), where
+        elif block.language == "python" and kind != "file":
+            exec(compile(shortened(block.text), where, "exec"), {"__name__": "__main__"})
+        else:
+            assert block.language in ("text", "python"), f"{where}: {block.language!r} blocks are not known here"
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built data sets, shared by all pages."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to run a page in, and what a page may change kept from other tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECDENOISE_CACHE", str(cache))
+    monkeypatch.setattr(sys, "argv", ["page"])
+    monkeypatch.setattr(denoisers, "_TABLE", dict(denoisers._TABLE))
+    monkeypatch.setattr(scorers, "SCORERS", dict(scorers.SCORERS))
+
+
+@pytest.mark.usefixtures("scratch")
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_page_runs(path: Path) -> None:
+    run_page(path, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("scratch")
+@pytest.mark.parametrize("path", [p for p in PAGES if any(b.test == "slow" for b in blocks(p))], ids=name)
+def test_whole_page_runs(path: Path) -> None:
+    run_page(path, slow=True)
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may put after ``#``, as GitHub makes it from headings."""
+    text = BLOCK.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for match in LINK.finditer(BLOCK.sub("", path.read_text(encoding="utf-8"))):
+        target, _, anchor = match["target"].partition("#")
+        if target.startswith(("https://", "http://")):
+            continue
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), f"{name(path)} links to {match['target']}, which is not there"
+        assert not anchor or anchor in anchors(file), f"{name(path)} links to {match['target']}: no such heading"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=name)
+def test_option_tables_are_those_of_the_code(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- options:" in text
+    assert text == with_tables(text), "out of date: run python -m tests.option_tables"
+
+
+BUILT_IN = [method for method in denoisers.names() if denoisers.get(method).__module__.startswith("recdenoise.")]
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_every_method_has_a_page_and_a_line_in_the_readme(method: str) -> None:
+    page = ROOT / "docs" / "methods" / f"{method}.md"
+    assert page.read_text(encoding="utf-8").startswith(f"# {denoisers.get(method).title}\n")
+    assert f"(docs/methods/{method}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or not page.exists():
+            continue
+        reached.add(page)
+        for match in LINK.finditer(page.read_text(encoding="utf-8")):
+            target = match["target"].partition("#")[0]
+            if target.endswith(".md") and "://" not in target:
+                waiting.append((page.parent / target).resolve())
+    assert set(PAGES) <= reached

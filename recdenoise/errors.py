@@ -29,6 +29,7 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
         A :class:`UserError` that lists the valid names and, where one is close, suggests it.
     """
     names = sorted(valid)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    lower = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
     return UserError(f"Unknown {kind} {name!r}.{hint} Valid: {', '.join(names)}.")

@@ -23,7 +23,8 @@ def usage_sentence(error: click.UsageError) -> click.ClickException:
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         return error
     help_of = f" See {error.ctx.command_path} --help." if error.ctx is not None else ""
-    return Sentence(error.format_message() + help_of)
+    message = error.format_message()
+    return Sentence(message + ("" if message.endswith((".", "?")) else ".") + help_of)
 
 
 class Group(click.Group):

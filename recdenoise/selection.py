@@ -18,15 +18,22 @@ LOSSES = {"loss": "loss", "trimmed": "trimmed_loss"}
 
 
 def check_selector(name: str) -> str:
-    """Return ``name`` if it is ``last``, ``loss``, ``trimmed`` or a metric such as ``ndcg@20``."""
+    """Return ``name`` in lower case if it is ``last``, ``loss``, ``trimmed`` or a metric such as ``ndcg@20``.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    name = name.strip().lower()
     if name == "last" or name in LOSSES:
         return name
     try:
-        parse_metric(name)
+        cut = parse_metric(name)[1]
     except UserError as error:
         raise UserError(
             f"Selector {name!r} is none of last, {', '.join(LOSSES)}, nor a metric such as ndcg@20: {error}"
         ) from None
+    if cut is None:
+        raise UserError(f"Selector {name!r} needs a cut-off, as in {name}@20.")
     return name
 
 

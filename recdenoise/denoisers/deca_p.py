@@ -12,6 +12,7 @@ from torch import Tensor
 from recdenoise.denoisers.base import Clock, Stage, Update
 from recdenoise.denoisers.deca import PAPER, CrossModel, CrossModelConfig
 from recdenoise.options import require
+from recdenoise.selection import check_selector
 from recdenoise.task import Batch, Task
 
 
@@ -29,6 +30,7 @@ class DeCAPConfig(CrossModelConfig):
         super().__post_init__()
         if self.prior_epochs is not None:
             require(self.prior_epochs >= 1, "prior_epochs", self.prior_epochs, "1 or more")
+        check_selector(self.prior_selector)
 
 
 class DeCAP(CrossModel):

@@ -13,7 +13,7 @@ from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.flag import loop_config, read_flag
 from recdenoise.recbole_adapter.recbole_config import build_config, resolve_model
 from recdenoise.recbole_adapter.scorers import scorer_for
-from recdenoise.recbole_adapter.trainer import DenoisingTrainer, config_view
+from recdenoise.recbole_adapter.trainer import DenoisingTrainer, check_auxiliary, config_view
 
 RECBOLE_EVAL_BATCH = 4096
 """RecBole's default ``eval_batch_size``: two users at a time on ml-100k, so a slower evaluation than training."""
@@ -87,6 +87,7 @@ def run_recbole(
     cls = resolve_model(model if model is not None else config["model"], own_models=flag is not None)
     if flag is not None:
         scorer_for(cls)
+        check_auxiliary(flag[1])
         loop_config(view, validates=True)
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)

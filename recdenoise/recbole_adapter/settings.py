@@ -18,6 +18,7 @@ from recdenoise.recbole_adapter.flag import PREFIX, denoiser_options, loop_confi
 from recdenoise.recbole_adapter.models import MODELS
 from recdenoise.recbole_adapter.recbole_config import parse_yaml, read_yaml, resolve_model
 from recdenoise.recbole_adapter.scorers import scorer_for
+from recdenoise.recbole_adapter.trainer import check_auxiliary
 
 DEFAULTS: dict[str, Any] = {
     "epochs": 300,
@@ -159,6 +160,7 @@ def resolve(
         check_names(layer, cls.__name__, str(place))
         given |= {k: v for k, v in layer.items() if k != "denoiser" and not k.startswith(PREFIX)}
     config = method.read_config(spec)
+    check_auxiliary(config)
     options |= given
     if "valid_metric" in given and "valid_selector" not in given:
         options["valid_selector"] = str(given["valid_metric"]).lower()

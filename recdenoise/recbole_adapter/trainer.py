@@ -6,7 +6,7 @@ import copy
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,16 +17,18 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, get_local_time, set_color
 from torch import Tensor, nn
 
-from recdenoise.denoisers import Clock, Denoiser, Stage
+from recdenoise.denoisers import Clock, Denoiser, DenoiserConfig, Stage
+from recdenoise.denoisers.deca import DeCAConfig
 from recdenoise.errors import UserError
 from recdenoise.loop import Loop, Observer
 from recdenoise.recbole_adapter.flag import loop_config, read_flag
 from recdenoise.recbole_adapter.loaders import WholeRows
 from recdenoise.recbole_adapter.models import MODELS, paper_model_config
 from recdenoise.recbole_adapter.recbole_config import read_yaml, resolve_model
+from recdenoise.recbole_adapter.scorers import scorer_for
 from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.recbole_adapter.validation import PairValidation
-from recdenoise.selection import LOSSES
+from recdenoise.selection import LOSSES, check_selector
 from recdenoise.task import Call
 
 
@@ -47,18 +49,31 @@ def training_pairs(dataset: Any) -> tuple[Tensor, Tensor]:
     return feat[dataset.uid_field].long(), feat[dataset.iid_field].long()
 
 
+def auxiliary_class(name: str) -> type:
+    """The class of an auxiliary model. Raises ``UserError`` for an unknown name or a model that cannot be trained."""
+    ours = {own.lower(): own for own in MODELS}
+    cls = resolve_model(ours.get(name.lower(), name))
+    scorer_for(cls)
+    return cls
+
+
+def check_auxiliary(options: DenoiserConfig) -> None:
+    """Refuse DeCA's ``auxiliary`` before data is read. Raises ``UserError`` as :func:`auxiliary_class`."""
+    if isinstance(options, DeCAConfig):
+        auxiliary_class(options.auxiliary)
+
+
 def model_builder(config: Any, dataset: Any, target: type[nn.Module]) -> Callable[[str | None], nn.Module]:
     """A function that builds the target's class (``None``) or a named auxiliary model on ``dataset``.
 
     Names of our own models are case-insensitive (``mf``, ``gmf``, ``neumf``) and have the DeCA paper's sizes; any
     RecBole model works by its name, at RecBole's default sizes.
     """
-    ours = {name.lower(): name for name in MODELS}
 
     def build(name: str | None) -> nn.Module:
         if name is None:
             return target(config, dataset)
-        cls = resolve_model(ours.get(name.lower(), name))
+        cls = auxiliary_class(name)
         defaults = Path(recbole.__file__).parent / "properties" / "model" / f"{cls.__name__}.yaml"
         sizes = read_yaml(defaults) if defaults.is_file() else {}
         if cls.__name__ in MODELS:
@@ -78,6 +93,19 @@ def pointwise_note(model: type, method: str) -> str | None:
         f"{model.__name__} is a pairwise model: {method} trains it pointwise, on the logits of observed and sampled "
         "pairs, and its own loss is not used."
     )
+
+
+def check_measured(config: Any, selectors: Sequence[str]) -> None:
+    """Refuse a selector that RecBole's evaluator will not give. Raises ``UserError``."""
+    metrics, topk = config["metrics"], config["topk"]
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    names = {f"{metric}@{k}".lower() for metric in metrics for k in ([topk] if isinstance(topk, int) else topk or [])}
+    missing = sorted({check_selector(s) for s in selectors} - {"last", *LOSSES} - names)
+    if missing:
+        raise UserError(
+            f"The config's metrics and topk do not give {', '.join(missing)}; add it there. "
+            f"They give: {', '.join(sorted(names))}."
+        )
 
 
 class RecBoleObserver(Observer):
@@ -142,6 +170,7 @@ class DenoisingTrainer(Trainer):
         if flag is None:
             raise UserError("DenoisingTrainer needs a denoiser in the config, such as denoiser: deca_p.")
         self.method, self.method_config = flag
+        check_auxiliary(self.method_config)
         super().__init__(config, model)
         # RecBole's names have a resolution of one second: two runs in one second would share a file.
         name = f"{type(model).__name__}-{self.method.name}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
@@ -187,7 +216,9 @@ class DenoisingTrainer(Trainer):
         )
         self.denoiser = self.method(self.task, self.method_config)
         settings = loop_config(config_view(self.config), validates=bool(valid_data))
-        self.many_stages = len(self.denoiser.stages()) > 1
+        selectors = [stage.selector or settings.selector for stage in self.denoiser.stages()]
+        check_measured(self.config, selectors)
+        self.many_stages = len(selectors) > 1
         self.callback = callback_fn
         validation = _Validation(self, valid_data) if valid_data else None
         log_values = {self.valid_metric} if valid_data and settings.selector in LOSSES else set()
@@ -287,9 +318,6 @@ class _Validation:
         metrics = wanted - {"loss", "trimmed_loss"}
         if metrics:
             result = self.evaluate(score)
-            missing = sorted(metrics - set(result))
-            if missing:
-                raise UserError(f"The config's metrics and topk do not give {', '.join(missing)}; add it there.")
             values |= {name: float(result[name]) for name in metrics}
         return {name: values[name] for name in wanted}
 

@@ -1,0 +1,134 @@
+"""The wheel holds what a user needs and nothing else, and the floors of the architecture hold."""
+
+from __future__ import annotations
+
+import ast
+import email
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import recdenoise
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "recdenoise", "data_recipes", "tests", "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel that pip builds from a copy of the tree."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tree / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
+    done = subprocess.run([*command, str(tree)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = out.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def files(folder: str, pattern: str) -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(pattern) if "__pycache__" not in path.parts}
+
+
+@pytest.mark.parametrize("pattern", ["*.py", "*.yaml", "*.csv", "py.typed"])
+def test_the_wheel_holds_every_file_of_both_packages(wheel: zipfile.ZipFile, pattern: str) -> None:
+    wanted = files("recdenoise", pattern) | files("data_recipes", pattern)
+    assert wanted <= set(wheel.namelist())
+    if pattern == "*.yaml":
+        assert "recdenoise/presets/ml-100k/GMF/deca_p.yaml" in wanted
+    if pattern == "py.typed":
+        assert wanted == {"recdenoise/py.typed", "data_recipes/py.typed"}
+
+
+def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {"recdenoise", "data_recipes"} <= tops
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"recdenoise", "data_recipes"}
+
+
+def test_the_wheel_holds_the_licence(wheel: zipfile.ZipFile) -> None:
+    (licence,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
+    assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_version_stands_in_one_place(wheel: zipfile.ZipFile) -> None:
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    assert email.message_from_bytes(wheel.read(metadata))["Version"] == recdenoise.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", recdenoise.__version__)
+    assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert recdenoise.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_command_is_installed_by_the_wheel(wheel: zipfile.ZipFile) -> None:
+    (entries,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert "recdenoise = recdenoise.cli:main" in wheel.read(entries).decode()
+
+
+def test_importing_the_package_stays_light() -> None:
+    heavy = {"recbole", "torchvision", "torch_geometric", "matplotlib", "pandas", "ray", "optuna"}
+    program = f"import sys, recdenoise, recdenoise.denoisers, recdenoise.loop; print({heavy!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+FLOORS = {
+    "recdenoise/objectives.py": 0,
+    "recdenoise/denoisers": 1,
+    "recdenoise/sampling.py": 1,
+    "recdenoise/ranking.py": 1,
+    "recdenoise/loop.py": 2,
+    "recdenoise/checkpoint.py": 2,
+    "recdenoise/recbole_adapter": 3,
+    "recdenoise/reports": 4,
+    "recdenoise/cli.py": 4,
+}
+"""A file or folder and its floor; imports may stay on a floor or go down."""
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports anywhere, names out of a package included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def floor(module: str) -> int | None:
+    parts = module.split(".")
+    for length in range(len(parts), 1, -1):
+        stem = "/".join(parts[:length])
+        for name in (stem, f"{stem}.py"):
+            if name in FLOORS:
+                return FLOORS[name]
+    return None
+
+
+@pytest.mark.parametrize("path", sorted(files("recdenoise", "*.py") | files("data_recipes", "*.py")))
+def test_imports_point_down(path: str) -> None:
+    modules = imported(ROOT / path)
+    roots = {module.partition(".")[0] for module in modules}
+    assert "recbole" not in roots or path.startswith("recdenoise/recbole_adapter/")
+    assert not roots & {"tests", "benchmarks"}
+    if path.startswith("data_recipes/"):
+        assert "recdenoise" not in roots
+    own = floor(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    if own is not None:
+        above = {module for module in modules if (floor(module) or 0) > own}
+        assert not above, f"{path} imports from above: {sorted(above)}"

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from recdenoise import checkpoint
-from recdenoise.denoisers.base import Clock, Denoiser, Optim, Stage
+from recdenoise.denoisers.base import Clock, Denoiser, Stage
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.interrupts import stop_requests
+from recdenoise.optimizers import add_norm_penalty, build_optimizer
 from recdenoise.options import require
 from recdenoise.seeds import derive
 from recdenoise.selection import Selection, check_selector
@@ -118,22 +119,6 @@ class EpochTotals:
     values: dict[str, float] = field(default_factory=dict)
 
 
-def build_optimizer(denoiser: Denoiser, optim: Optim, task: Task, config: LoopConfig) -> torch.optim.Optimizer:
-    """Build what an :class:`Optim` declares. The L2 penalty becomes coupled weight decay, whose gradient it equals."""
-    groups = []
-    for name, l2 in optim.modules.items():
-        decay = config.weight_decay + (0.0 if optim.norm_penalty else l2 * task.l2_scale)
-        parameters = [p for p in denoiser.module(name).parameters() if p.requires_grad]
-        if parameters:
-            groups.append({"params": parameters, "weight_decay": decay, "norm_penalty": l2 * optim.norm_penalty})
-    if not groups:
-        raise UserError(f"Nothing to train: {', '.join(optim.modules)} has no trainable parameters.")
-    lr = config.lr if optim.lr is None else optim.lr
-    if optim.algorithm == "sgd":
-        return torch.optim.SGD(groups, lr=lr)
-    return torch.optim.Adam(groups, lr=lr, fused=True)
-
-
 class Loop:
     """Trains a denoiser.
 
@@ -217,7 +202,9 @@ class Loop:
                 parameter.requires_grad_(key in self._learnable)
             module.train()
         declared = self.denoiser.optimizers(stage)
-        self.optimizers = {n: build_optimizer(self.denoiser, o, self.task, self.config) for n, o in declared.items()}
+        shared: dict[str, float] = {"l2_scale": self.task.l2_scale, "lr": self.config.lr}
+        shared["weight_decay"] = self.config.weight_decay
+        self.optimizers = {name: build_optimizer(self.denoiser, o, **shared) for name, o in declared.items()}
         self.selection = Selection(
             stage.selector or self.config.selector, self.config.patience, self.config.paper_code_stopping
         )
@@ -275,7 +262,7 @@ class Loop:
                 optimizer = self.optimizers[update.optimizer]
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                self._penalise_norms(optimizer)
+                add_norm_penalty(optimizer)
                 if self.config.clip_grad_norm is not None:
                     parameters = [p for group in optimizer.param_groups for p in group["params"]]
                     nn.utils.clip_grad_norm_(parameters, self.config.clip_grad_norm)
@@ -291,15 +278,6 @@ class Loop:
         if self.config.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(device, torch.bfloat16)
-
-    @staticmethod
-    def _penalise_norms(optimizer: torch.optim.Optimizer) -> None:
-        """Gradient of ``lambda * ||theta||``, for the published code's autoencoder penalty."""
-        for group in optimizer.param_groups:
-            if group["norm_penalty"]:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        p.grad.add_(p.detach() / p.detach().norm().clamp_min(1e-12), alpha=group["norm_penalty"])
 
     def _require_finite(self, stage: Stage, loss: Tensor, step: int) -> None:
         if not math.isfinite(loss.item()):

@@ -254,10 +254,10 @@ def test_l2_is_the_gradient_of_the_printed_penalty() -> None:
     task = ToyTask()
     denoiser = denoisers.get("normal")(task, {"l2": 2.0})
     stage = Stage()
-    from recdenoise.loop import build_optimizer
+    from recdenoise.optimizers import build_optimizer
 
     denoiser.requires_grad_(True)
-    optimizer = build_optimizer(denoiser, denoiser.optimizers(stage)["target"], task, FAST)
+    optimizer = build_optimizer(denoiser, denoiser.optimizers(stage)["target"], l2_scale=task.l2_scale, lr=0.1)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {2.0 / 12}
     theta = torch.tensor([1.0, -3.0], requires_grad=True)
     (2.0 / (2 * 12) * theta.square().sum()).backward()

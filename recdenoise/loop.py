@@ -259,6 +259,9 @@ class Loop:
         with self._autocast(batch.label.device.type):
             for update in self.denoiser.step(stage, batch, clock):
                 loss = update.reduce()
+                detached = loss.detach().float()
+                if detached.device.type == "cpu":  # on a GPU this would wait for the device: checked by the epoch
+                    self._require_finite(stage, detached, clock.step)
                 optimizer = self.optimizers[update.optimizer]
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -266,9 +269,6 @@ class Loop:
                 if self.config.clip_grad_norm is not None:
                     parameters = [p for group in optimizer.param_groups for p in group["params"]]
                     nn.utils.clip_grad_norm_(parameters, self.config.clip_grad_norm)
-                detached = loss.detach().float()
-                if detached.device.type == "cpu":  # on a GPU this would wait for the device: checked by the epoch
-                    self._require_finite(stage, detached, clock.step)
                 optimizer.step()
                 self._totals.loss += detached
         self._totals.steps += 1

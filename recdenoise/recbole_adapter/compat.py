@@ -8,12 +8,12 @@ RecBole itself sets and scipy's missing ``dok_matrix._update``.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import sys
 import types
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,14 +143,22 @@ def get_model(model_name: str) -> type:
         UserError: when no model has that name; it lists those that exist.
         ModuleNotFoundError: for lightgbm and xgboost, when that package is absent.
     """
+    import recbole.model
+
+    folder = Path(recbole.model.__path__[0])
     packages = list(_MODEL_PACKAGES)
     if str(model_name).lower() in _EXTERNAL_MODELS:
         packages.append("exlib_recommender")
     for package in packages if str(model_name).isidentifier() else ():
-        path = f"recbole.model.{package}.{model_name.lower()}"
-        if importlib.util.find_spec(path) is None:
+        # Looked up as a file: finding a module imports its package, and so every model in it.
+        if not (folder / package / f"{model_name.lower()}.py").is_file():
             continue
-        module = importlib.import_module(path)
+        # One of RecBole's models (SINE) turns anomaly detection on for the whole process, which slows training down.
+        anomalies = torch.is_anomaly_enabled()
+        try:
+            module = importlib.import_module(f"recbole.model.{package}.{model_name.lower()}")
+        finally:
+            torch.autograd.set_detect_anomaly(anomalies)
         _make_lenient(module)  # models outside the general package load pre-training too
         found = getattr(module, model_name, None)
         if isinstance(found, type):

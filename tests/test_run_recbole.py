@@ -1,0 +1,513 @@
+"""``run_recbole`` and RecBole's own scripts: without the flag RecBole's results, with it a denoiser's, on any split."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import recdenoise
+from recdenoise import UserError, ranking, run_recbole
+from recdenoise.errors import TrainingError
+from recdenoise.interactions import Interactions
+from recdenoise.recbole_adapter import DenoisingTrainer, RecBoleResult, compat, quick_start
+from recdenoise.recbole_adapter.loaders import WholeRows
+from recdenoise.recbole_adapter.recbole_config import build_config, resolve_model
+from recdenoise.recbole_adapter.trainer import training_pairs
+
+N_USERS, N_ITEMS = 200, 60
+SPLIT = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full"}
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A person's own .inter file: 200 users of two tastes, 60 items, tokens that are no numbers."""
+    folder = tmp_path_factory.mktemp("mine")
+    rng = np.random.default_rng(0)
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for user in range(N_USERS):
+        taste = np.where(np.arange(N_ITEMS) % 2 == user % 2, 5.0, 1.0)
+        items = rng.choice(N_ITEMS, rng.integers(8, 16), replace=False, p=taste / taste.sum())
+        lines += [f"user {user}\titem {item}\t{rng.integers(1, 6)}\t{rng.integers(10**6)}" for item in items]
+    (folder / "mine").mkdir()
+    (folder / "mine" / "mine.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def options(data_path: Path, here: Path) -> dict[str, Any]:
+    """RecBole options of a short run that writes below an empty working folder."""
+    return {
+        "data_path": str(data_path),
+        "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
+        "eval_args": SPLIT,
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+        "epochs": 2,
+        "train_batch_size": 512,
+        "learning_rate": 0.01,
+        "use_gpu": False,
+        "show_progress": False,
+        "checkpoint_dir": str(here / "saved"),
+    }
+
+
+def prepared(model: str, options: dict[str, Any], own_models: bool = True) -> tuple[Any, Any, list[Any]]:
+    """RecBole's own steps up to the trainer: config, network and the three data loaders."""
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import init_logger, init_seed
+
+    config = build_config(model, "mine", config_dict=options, own_models=own_models)
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    dataset = create_dataset(config)
+    parts = list(data_preparation(config, dataset))
+    init_seed(config["seed"], config["reproducibility"])
+    network = resolve_model(model, own_models)(config, parts[0]._dataset).to(config["device"])
+    return config, network, parts
+
+
+# Without the flag
+
+
+@pytest.mark.parametrize("model", ["BPR", "NeuMF", "MultiVAE"])
+def test_without_a_denoiser_the_result_is_recboles(options: dict[str, Any], model: str) -> None:
+    from recbole.trainer import Trainer
+
+    found = run_recbole(model=model, dataset="mine", config_dict=options)
+    config, network, (train, valid, test) = prepared(model, options, own_models=False)
+    trainer = Trainer(config, network)
+    score, result = trainer.fit(train, valid, saved=True, show_progress=False)
+    assert found["best_valid_score"] == score
+    assert found["best_valid_result"] == result
+    assert found["test_result"] == trainer.evaluate(test)
+    assert found["test_result"]["recall@10"] > 0
+    assert type(found.model).__module__.startswith("recbole.")
+    assert type(found.trainer).__name__ != "DenoisingTrainer"
+    assert found.denoiser is None
+    assert found.history == []
+
+
+def test_a_model_that_recbole_cannot_train_either(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"Unknown model 'BRP'\. Did you mean 'BPR'"):
+        run_recbole(model="BRP", dataset="mine", config_dict=options)
+
+
+def test_looking_a_model_up_changes_nothing_else() -> None:
+    """One of RecBole's sequential models turns torch's anomaly detection on, for good, when it is imported."""
+    for model in ("GMF", "SINE", "SASRec"):
+        compat.get_model(model)
+        assert not torch.is_anomaly_enabled()
+    with torch.autograd.set_detect_anomaly(True):
+        compat.get_model("BPR")
+        assert torch.is_anomaly_enabled()
+
+
+# The flag
+
+
+def test_file_dictionary_and_flat_keys_mean_the_same(options: dict[str, Any], here: Path) -> None:
+    spec = {"name": "deca", "c_1": 10, "c_2": 100, "alpha": 0.0}
+    file = here / "mine.yaml"
+    file.write_text(yaml.safe_dump({**options, "denoiser": spec}), encoding="utf-8")
+    results = [
+        run_recbole("GMF", "mine", config_file_list=[str(file)]),
+        run_recbole("GMF", "mine", config_dict={**options, "denoiser": spec}),
+        run_recbole("GMF", "mine", config_dict={**options, **{f"denoiser_{key}": v for key, v in spec.items()}}),
+        run_recbole(
+            "GMF",
+            "mine",
+            config_dict={**options, "denoiser": "deca", "denoiser_c_1": 10, "denoiser_c_2": 100, "denoiser_alpha": 0},
+        ),
+        run_recbole("GMF", "mine", config_file_list=[str(file)], config_dict={"denoiser_c_1": 10}),
+    ]
+    for other in results[1:]:
+        assert dict(other) == dict(results[0])
+        assert [row["loss"] for row in other.history] == [row["loss"] for row in results[0].history]
+    read = results[0].denoiser.config.to_dict()
+    assert {key: read[key] for key in spec if key != "name"} == {key: v for key, v in spec.items() if key != "name"}
+    changed = run_recbole("GMF", "mine", config_file_list=[str(file)], config_dict={"denoiser_c_1": 1000})
+    assert [row["loss"] for row in changed.history] != [row["loss"] for row in results[0].history]
+
+
+def test_return_shape_and_typed_result(options: dict[str, Any]) -> None:
+    from queue import Queue
+
+    queue: Queue[dict[str, Any]] = Queue()
+    result = run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal", "seed": 5}, queue=queue)
+    keys = ["best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"]
+    assert isinstance(result, dict)
+    assert isinstance(result, RecBoleResult)
+    assert list(result) == keys
+    assert queue.get_nowait() == dict(result)
+    assert (
+        result.best_valid_score
+        == result["best_valid_result"]["ndcg@10"]
+        == max(round(row["valid_ndcg@10"], 4) for row in result.history)
+    )
+    assert result["valid_score_bigger"] is True
+    assert set(result.test_result) == {
+        f"{m}@{k}" for m in ("recall", "mrr", "ndcg", "hit", "precision") for k in (5, 10)
+    }
+    assert result.denoiser.name == "normal"
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert result.config["seed"] == 5
+    assert Path(result.trainer.saved_model_file).is_file()
+
+
+def test_the_reported_metrics_are_those_of_the_scores(options: dict[str, Any]) -> None:
+    """RecBole's evaluator on our scores, against our own ranking with train and valid masked."""
+    result = run_recbole("NeuMF", "mine", config_dict={**options, "denoiser": "r_ce"})
+    _, _, (train, valid, test) = prepared("NeuMF", options)
+    task = result.trainer.task
+    sets = [
+        Interactions.from_pairs(*training_pairs(part._dataset), task.n_users, task.n_items)
+        for part in (train, valid, test)
+    ]
+    assert len(sets[0]) == task.n_rows
+    with torch.no_grad():
+        expected = ranking.evaluate(
+            lambda users: result.denoiser.score(WholeRows(users)),
+            sets[2],
+            topk=[5, 10],
+            metrics=["recall", "ndcg", "mrr", "hit", "precision"],
+            mask=sets[0].union(sets[1]),
+            first_item=1,
+        )
+    assert result.test_result == pytest.approx(expected.mean, abs=5.1e-5)
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
+def test_pairwise_models_are_trained_pointwise_and_the_log_says_so(
+    options: dict[str, Any], model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    result = run_recbole(model, "mine", config_dict={**options, "denoiser": "deca"})
+    assert f"{model} is a pairwise model: DeCA trains it pointwise" in caplog.text
+    assert "A batch holds 512 observed pairs and as many sampled ones." in caplog.text
+    assert "epoch 1 training" in caplog.text.replace("\x1b[1;32m", "").replace("\x1b[0m", "")
+    # One sampled pair for each observed one, and every observed pair once an epoch: five steps of 512.
+    assert {row["steps"] for row in result.history} == {math.ceil(result.trainer.task.n_rows / 512)}
+    caplog.clear()
+    run_recbole("GMF", "mine", config_dict={**options, "denoiser": "deca", "epochs": 1})
+    assert "is a pairwise model" not in caplog.text
+
+
+@pytest.mark.parametrize("denoiser", ["deca", "deca_p"])
+@pytest.mark.parametrize("model", ["GMF", "NeuMF", "CDAE", "LightGCN", "BPR", "MultiVAE"])
+def test_every_model_trains_and_learns(options: dict[str, Any], model: str, denoiser: str) -> None:
+    settings = {"denoiser": {"name": denoiser, "c_1": 10, "c_2": 10}, "epochs": 1}
+    if model in ("CDAE", "MultiVAE"):
+        settings["train_batch_size"] = 50
+    result = run_recbole(model, "mine", config_dict={**options, **settings})
+    assert [row["stage"] for row in result.history] == ["train"] if denoiser == "deca" else ["prior", "train"]
+    assert all(math.isfinite(row["loss"]) for row in result.history)
+    assert 0 <= result.test_result["recall@10"] <= 1
+    probability = result.denoiser.clean_probability()
+    assert probability.shape == (result.trainer.task.n_rows,)
+    assert bool(((probability >= 0) & (probability <= 1)).all())
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+        {"split": {"RS": [0.7, 0.2, 0.1]}, "order": "TO", "group_by": "none", "mode": "full"},
+        {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "uni20"},
+        {
+            "split": {"RS": [0.8, 0.1, 0.1]},
+            "order": "RO",
+            "group_by": "user",
+            "mode": {"valid": "full", "test": "pop20"},
+        },
+    ],
+    ids=["leave one out", "by time over all", "uniform sampled", "popular sampled"],
+)
+def test_any_split_that_recbole_makes(options: dict[str, Any], split: dict[str, Any]) -> None:
+    result = run_recbole("GMF", "mine", config_dict={**options, "eval_args": split, "denoiser": "deca_p"})
+    assert 0 < result.test_result["recall@10"] <= 1
+    assert len(result.history) == 4
+
+
+@pytest.mark.parametrize("mode", ["full", "uni20"])
+@pytest.mark.parametrize("model", ["BPR", "MultiVAE"])
+def test_evaluation_is_recboles_for_the_same_weights(options: dict[str, Any], model: str, mode: str) -> None:
+    from recbole.trainer import Trainer
+    from recbole.utils import init_seed
+
+    options["eval_args"] = {**SPLIT, "mode": mode}
+    config, network, (train, valid, test) = prepared(model, {**options, "denoiser": "normal"})
+    trainer = DenoisingTrainer(config, network)
+    trainer.fit(train, valid, saved=False)
+    found = []
+    for judge in (trainer, Trainer(config, network)):
+        judge.eval_collector.data_collect(train)
+        init_seed(7, True)  # both draw the same items to compare with
+        found.append(judge.evaluate(test, load_best_model=False))
+    assert found[0] == found[1]
+
+
+def test_pointwise_values_such_as_auc(options: dict[str, Any]) -> None:
+    options |= {"metrics": ["AUC", "LogLoss"], "eval_args": {**SPLIT, "mode": "uni10"}, "valid_selector": "loss"}
+    result = run_recbole(
+        "GMF", "mine", config_dict={**options, "denoiser": "normal", "valid_metric": "AUC", "epochs": 20}
+    )
+    assert 0.55 < result.test_result["auc"] < 1
+    assert result.test_result["logloss"] < math.log(2)
+
+
+def test_selectors(options: dict[str, Any]) -> None:
+    for selector, name in (("loss", "valid_loss"), ("trimmed", "valid_trimmed_loss"), ("NDCG@5", "valid_ndcg@5")):
+        result = run_recbole(
+            "GMF", "mine", config_dict={**options, "denoiser": "normal", "valid_selector": selector, "epochs": 3}
+        )
+        assert all(name in row for row in result.history)
+    with pytest.raises(UserError, match=r"do not give ndcg@20; add it there\. They give: .*ndcg@10"):
+        run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal", "valid_selector": "ndcg@20"})
+
+
+def test_the_best_epoch_is_what_stays(options: dict[str, Any]) -> None:
+    result = run_recbole(
+        "GMF",
+        "mine",
+        config_dict={**options, "denoiser": "normal", "epochs": 30, "stopping_step": 2, "learning_rate": 0.2},
+    )
+    values = [row["valid_ndcg@10"] for row in result.history]
+    assert len(values) < 30
+    assert values.index(max(values)) == len(values) - 3
+    assert result.best_valid_score == pytest.approx(max(values), abs=5e-5)
+
+
+# Refused before data is read
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"denoiser": "decap"}, "Unknown denoiser 'decap'. Did you mean 'deca_p'"),
+        ({"denoiser": {"name": "deca", "alpha": 7}}, "'alpha' is 7.0; it must be from 0 to 1"),
+        ({"denoiser": {"name": "deca", "alpa": 7}}, "Did you mean 'alpha'"),
+        ({"denoiser": {"name": "deca", "auxiliary": "NeuFM"}}, "Unknown model 'NeuFM'"),
+        ({"denoiser": {"alpha": 1}}, "no denoiser"),
+        ({"denoiser": 3}, "must be a name or a mapping"),
+        ({"denoiser_alpha": 1}, "sets denoiser_alpha but no denoiser"),
+        ({"denoiser": "deca", "epochs": 0}, "'epochs' is 0"),
+        ({"denoiser": "deca", "learner": "sgd"}, "learner is 'sgd'"),
+        ({"denoiser": "deca", "valid_selector": "best"}, "none of last, loss, trimmed"),
+        ({"denoiser": "deca_p", "denoiser_prior_selector": "ndgc@5"}, "Unknown metric 'ndgc@5'"),
+        ({"metrics": ["Recall", "Foo"]}, "Unknown metric 'Foo'"),
+    ],
+)
+def test_mistakes_answer_before_data_is_read(
+    options: dict[str, Any], more: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick_start, "create_dataset", lambda _: pytest.fail("data was read"))
+    with pytest.raises(UserError, match=message):
+        run_recbole("GMF", "mine", config_dict={**options, **more})
+
+
+@pytest.mark.parametrize("model", ["Pop", "ItemKNN"])
+def test_models_without_gradient(options: dict[str, Any], model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick_start, "create_dataset", lambda _: pytest.fail("data was read"))
+    with pytest.raises(UserError, match=f"{model} cannot be trained by a denoiser"):
+        run_recbole(model, "mine", config_dict={**options, "denoiser": "deca"})
+
+
+def test_a_data_set_that_is_not_there(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"Unknown data set 'mien'\. Did you mean 'mine'"):
+        run_recbole("GMF", "mien", config_dict=options)
+
+
+def test_the_command_line_of_the_process_is_left_alone(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["somebody", "--epochs=1", "--denoiser=foo"])
+    assert len(run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal"}).history) == 2
+
+
+# The trainer
+
+
+def test_nan_stops_and_says_the_step(options: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=r"step \d+ of stage 'prior': training stopped\..* lower learning rate"):
+        run_recbole("GMF", "mine", config_dict={**options, "denoiser": "deca_p", "learning_rate": 1e30})
+
+
+def test_nan_keeps_the_last_good_checkpoint(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, network, (train, valid, _) = prepared("GMF", {**options, "denoiser": "normal", "checkpoint_seconds": 0.0})
+    trainer = DenoisingTrainer(config, network)
+
+    def spoil(epoch: int, score: float) -> None:
+        with torch.no_grad():
+            network.user_embedding.weight.fill_(torch.nan)
+
+    with pytest.raises(TrainingError, match=rf"The last good checkpoint is {trainer.saved_model_file}"):
+        trainer.fit(train, valid, callback_fn=spoil)
+    state = torch.load(trainer.saved_model_file, weights_only=True)
+    assert all(bool(value.isfinite().all()) for value in state["modules"].values())
+    assert state["position"]["stage_step"] == len(trainer.task.loader(trainer.denoiser.passes(None, 0)[0], (0, 0, 0)))
+
+
+def test_callback_gets_recboles_arguments(options: dict[str, Any]) -> None:
+    calls: list[tuple[int, float]] = []
+    config, network, (train, valid, _) = prepared("GMF", {**options, "denoiser": "deca_p", "epochs": 3})
+    trainer = DenoisingTrainer(config, network)
+    best, result = trainer.fit(train, valid, callback_fn=lambda epoch, score: calls.append((epoch, score)))
+    # The prior's three epochs are chosen by their loss: there is no score to report.
+    assert [epoch for epoch, _ in calls] == [3, 4, 5]
+    assert best == result["ndcg@10"] == pytest.approx(max(score for _, score in calls), abs=5e-5)
+
+
+def test_the_score_of_a_callback_is_the_valid_metric_whatever_selects(options: dict[str, Any]) -> None:
+    calls: list[float] = []
+    config, network, (train, valid, _) = prepared("GMF", {**options, "denoiser": "normal", "valid_selector": "loss"})
+    trainer = DenoisingTrainer(config, network)
+    trainer.fit(train, valid, callback_fn=lambda epoch, score: calls.append(score))
+    assert calls == [row["valid_ndcg@10"] for row in trainer.history]
+
+
+def test_without_validation_data(options: dict[str, Any]) -> None:
+    config, network, (train, _, test) = prepared("GMF", {**options, "denoiser": "normal"})
+    trainer = DenoisingTrainer(config, network)
+    assert trainer.fit(train) == (-1, None)
+    assert trainer.evaluate(test)["recall@10"] > 0
+
+
+def test_evaluate_before_fit(options: dict[str, Any]) -> None:
+    config, network, (_, valid, _) = prepared("GMF", {**options, "denoiser": "normal"})
+    with pytest.raises(UserError, match="Call fit before evaluate"):
+        DenoisingTrainer(config, network).evaluate(valid)
+
+
+def test_trainers_of_one_second_have_files_of_their_own(options: dict[str, Any]) -> None:
+    config, network, _ = prepared("GMF", {**options, "denoiser": "normal"})
+    names = {DenoisingTrainer(config, network).saved_model_file for _ in range(5)}
+    assert len(names) == 5
+
+
+def test_nothing_is_saved_where_nothing_is_asked_for(options: dict[str, Any], here: Path) -> None:
+    run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal"}, saved=False)
+    assert list((here / "saved").iterdir()) == []
+
+
+def test_evaluate_a_saved_model_file(options: dict[str, Any]) -> None:
+    config, network, (train, valid, test) = prepared("GMF", {**options, "denoiser": "normal"})
+    trainer = DenoisingTrainer(config, network)
+    trainer.fit(train, valid)
+    before = trainer.evaluate(test)
+    with torch.no_grad():
+        network.user_embedding.weight.neg_()
+    assert trainer.evaluate(test, load_best_model=False) != before
+    assert trainer.evaluate(test, model_file=trainer.saved_model_file) == before
+
+
+def test_resume_checkpoint_goes_on_to_the_same_end(options: dict[str, Any]) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(epoch: int, score: float) -> None:
+        raise Stop
+
+    options |= {"denoiser": "ensemble", "epochs": 2, "checkpoint_seconds": 0.0, "dropout_prob": 0.2}
+    config, network, (train, valid, _) = prepared("NeuMF", options)
+    whole = DenoisingTrainer(config, network)
+    whole.fit(train, valid)
+    config, network, (train, valid, _) = prepared("NeuMF", options)
+    broken = DenoisingTrainer(config, network)
+    with pytest.raises(Stop):
+        broken.fit(train, valid, callback_fn=stop)
+    config, network, (train, valid, _) = prepared("NeuMF", options)
+    resumed = DenoisingTrainer(config, network)
+    resumed.resume_checkpoint(broken.saved_model_file)
+    resumed.fit(train, valid)
+    first, second = whole.denoiser.state_dict(), resumed.denoiser.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+    with pytest.raises(UserError, match=r"There is no checkpoint nowhere\.pth"):
+        resumed.resume_checkpoint("nowhere.pth")
+
+
+def test_tensorboard_and_logs_are_recboles(options: dict[str, Any], here: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal"})
+    folder = max((here / "log_tensorboard").iterdir())
+    events = EventAccumulator(str(folder)).Reload()
+    assert set(events.Tags()["scalars"]) >= {"Loss/Train", "Vaild_score"}
+    sums = [row["loss"] * row["steps"] for row in result.history]
+    assert [event.value for event in events.Scalars("Loss/Train")] == pytest.approx(sums)
+    scores = [row["valid_ndcg@10"] for row in result.history]
+    assert [event.value for event in events.Scalars("Vaild_score")] == pytest.approx(scores)
+
+
+# Scripts that know nothing of us but one line
+
+SCRIPT = """
+import recdenoise.recbole_adapter
+import json, sys
+from recbole.quick_start import run_recbole
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed, init_logger
+
+options = json.load(open("options.json"))
+denoised = {**options, "denoiser": {"name": "deca", "c_1": 10, "c_2": 10}}
+
+def by_hand(config_dict):
+    config = Config(model="BPR", dataset="mine", config_dict=config_dict)
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    dataset = create_dataset(config)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(train_data, valid_data, show_progress=False)
+    return type(trainer).__name__, trainer.evaluate(test_data)
+
+results = {
+    "plain": run_recbole(model="BPR", dataset="mine", config_dict=options)["test_result"],
+    "deca": run_recbole(model="BPR", dataset="mine", config_dict=denoised)["test_result"],
+    "by hand": by_hand(denoised),
+    "plain by hand": by_hand(options),
+}
+json.dump(results, open("results.json", "w"))
+"""
+
+
+def test_an_existing_script_needs_one_line(options: dict[str, Any], here: Path) -> None:
+    (here / "script.py").write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
+    (here / "options.json").write_text(json.dumps(options), encoding="utf-8")
+    root = Path(recdenoise.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = "".join(path.read_text() for path in (here / "log").rglob("*.log")) + done.stdout + done.stderr
+    assert "BPR is a pairwise model: DeCA trains it pointwise" in log
+    results = json.loads((here / "results.json").read_text())
+    assert results["deca"] != results["plain"]
+    assert results["by hand"] == ["DenoisingTrainer", results["deca"]]
+    assert results["plain by hand"] == ["Trainer", results["plain"]]
+    ours = run_recbole("BPR", "mine", config_dict={**options, "denoiser": {"name": "deca", "c_1": 10, "c_2": 10}})
+    assert ours.test_result == results["deca"]
+    assert run_recbole("BPR", "mine", config_dict=options).test_result == results["plain"]

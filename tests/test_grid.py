@@ -407,6 +407,7 @@ def test_the_report_equals_what_was_worked_out_by_hand(tmp_path: Path) -> None:
         "ml-100k CDAE Normal recall@20",
         "ml-100k CDAE WBPR recall@20",
         "ml-100k CDAE WBPR ndcg@20",
+        "4 of 12 runs have not finished; their seeds are missing above",
     ]
     assert "0.0700, at least 0.0760 is required, -0.0060 (-7.9%)" in lines[1]
     assert "no finished run" in lines[3]

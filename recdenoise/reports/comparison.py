@@ -163,6 +163,12 @@ def summary(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
+def unfinished(cells: Sequence[Cell], runs: Sequence[Finished]) -> list[str]:
+    """A line where runs are missing: cells with fewer seeds than asked for are no final answer."""
+    missing = len(cells) - len(runs)
+    return [f"{missing} of {len(cells)} runs have not finished; their seeds are missing above"] if missing else []
+
+
 # CSV
 
 
@@ -321,7 +327,7 @@ def markdown(
         chosen = [row for row in rows if (row.dataset, row.model) == (dataset, model)]
         lines += [f"## {model} on {dataset}", "", *model_table(table, chosen), ""]
     lines += ["## Settings", "", *settings_table(runs), "", "## Reached", ""]
-    headline, *missed = summary(rows)
+    headline, *missed = [*summary(rows), *unfinished(cells, runs)]
     lines += [*(f"- {line}" for line in missed), *([""] if missed else []), f"{headline}.", ""]
     return "\n".join(lines)
 
@@ -332,7 +338,7 @@ def write_report(
     """Write ``REPORT.md``, ``REPORT.csv`` (cells) and ``REPORT-runs.csv`` (seeds) from the files under ``out``.
 
     Returns:
-        The files, and :func:`summary`'s lines.
+        The files, and the lines of :func:`summary` and :func:`unfinished`.
     """
     runs = collect(cells, out)
     rows = table_rows(table, cells, runs)
@@ -342,4 +348,4 @@ def write_report(
         path = report.with_name(report.name + ending)
         checkpoint.write_text(path, text)
         paths.append(path)
-    return paths, summary(rows)
+    return paths, [*summary(rows), *unfinished(cells, runs)]

@@ -151,28 +151,41 @@ class _Turns(Observer):
     def __init__(self, stage: str, others: Sequence[Side]) -> None:
         self.stage, self.others = stage, others
         self.ours: list[float] = []
+        self.processor: list[float] = []
         self.theirs: list[list[float]] = [[] for _ in others]
-        self.begin = time.perf_counter()
+        self.begin, self.used = time.perf_counter(), time.process_time()
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         now = time.perf_counter()
         if row["stage"] == self.stage:
             self.ours.append(now - self.begin)
+            self.processor.append(time.process_time() - self.used)
             for other, taken in zip(self.others, self.theirs, strict=True):
                 begin = time.perf_counter()
                 other()
                 taken.append(time.perf_counter() - begin)
-        self.begin = time.perf_counter()
+        self.begin, self.used = time.perf_counter(), time.process_time()
 
 
-def take_turns(denoiser: Denoiser, settings: Settings, others: Sequence[Side], repeats: int) -> list[list[float]]:
-    """Train with the loop, every other side once after each epoch.
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of every counted epoch.
 
-    Returns:
-        Seconds of every counted epoch: the loop's (drawing, shuffling, training, bookkeeping; no validation), then each
-        other side's.
+    Attributes:
+        ours: the loop's: drawing, shuffling, training, bookkeeping; no validation.
+        processor: the same in processor time, which other people's work on the machine does not lengthen.
+        theirs: each other side's.
     """
+
+    ours: list[float]
+    processor: list[float]
+    theirs: list[list[float]]
+
+
+def take_turns(denoiser: Denoiser, settings: Settings, others: Sequence[Side], repeats: int) -> Taken:
+    """Train with the loop, every other side once after each epoch."""
     turns = _Turns(denoiser.stages()[-1].name, others)
     config = LoopConfig(epochs=repeats + WARM_UP, lr=settings.loop.lr, seed=settings.seed, selector="last")
     Loop(denoiser, denoiser.task, config, observer=turns).run()
-    return [taken[WARM_UP:] for taken in (turns.ours, *turns.theirs)]
+    counted = [taken[WARM_UP:] for taken in (turns.ours, turns.processor, *turns.theirs)]
+    return Taken(counted[0], counted[1], counted[2:])

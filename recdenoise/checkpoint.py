@@ -44,14 +44,22 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError):
+        reason = error if isinstance(error, OSError) else _refused_write(error)
+        if reason is not None:
             raise UserError(
-                f"Cannot write {path}: {error.strerror or error}. What was there before is kept."
+                f"Cannot write {path}: {reason.strerror or reason}. What was there before is kept."
             ) from error
-        # torch's archive writer reports a failed write as a RuntimeError of its own
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
-            raise UserError(f"Cannot write {path}: the disk refused it. What was there before is kept.") from error
         raise
+
+
+def _refused_write(error: BaseException) -> OSError | None:
+    """What the disk said, where torch's archive writer turned it into a RuntimeError of its own."""
+    if not isinstance(error, RuntimeError) or not any(
+        s in str(error) for s in ("PytorchStreamWriter", "inline_container")
+    ):
+        return None
+    said = error.__context__
+    return said if isinstance(said, OSError) else OSError("the disk refused it")
 
 
 def write_text(path: Path, text: str) -> None:

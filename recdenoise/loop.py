@@ -212,6 +212,7 @@ class Loop:
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # models may draw from any global generator
         random.seed(seed)
+        self.task.begin_step(self.denoiser)
         self._reset_totals()
         if self._resumed is not None:
             self._resume_stage(self._resumed)
@@ -225,6 +226,7 @@ class Loop:
         epochs = stage.epochs or self.config.epochs
         first = self.position.epoch
         while self.position.epoch < epochs and not self.selection.exhausted:
+            started = time.perf_counter()  # before the loaders: drawing negatives is part of an epoch
             sweeps = self.denoiser.passes(stage, self.position.epoch)
             keys = [(self.position.stage, self.position.epoch, i) for i in range(len(sweeps))]
             loaders = [self.task.loader(sweep, key) for sweep, key in zip(sweeps, keys, strict=True)]
@@ -232,7 +234,6 @@ class Loop:
             if self.position.epoch == first:
                 self.observer.on_stage(stage, epochs, per_epoch, first)
             while self.position.sweep < len(loaders):
-                started = time.perf_counter()
                 for batch in loaders[self.position.sweep].batches(self.position.step):
                     at = self.position
                     clock = Clock(at.stage_step, per_epoch * epochs, at.epoch, epochs)
@@ -249,13 +250,15 @@ class Loop:
                         if stop.is_set():
                             raise KeyboardInterrupt
                 self._totals.seconds += time.perf_counter() - started
+                started = time.perf_counter()
                 self.position.sweep, self.position.step = self.position.sweep + 1, 0
                 if self.selection.exhausted:
                     break
             self._end_epoch(stage, epochs)
 
     def _step(self, stage: Stage, batch: Any, clock: Clock) -> None:
-        self.task.begin_step(self.denoiser)
+        for name in stage.train:  # what a frozen network has cached stays right
+            self.task.begin_step(self.denoiser.module(name))
         with self._autocast(batch.label.device.type):
             for update in self.denoiser.step(stage, batch, clock):
                 loss = update.reduce()

@@ -19,6 +19,8 @@ from recdenoise.reports.commands import benchmark, tune
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from recdenoise.recbole_adapter.experiment import Run
+
 EPILOG = "Bad input is answered in one sentence and exit code 2. Documentation: the docs folder of the project."
 
 
@@ -111,7 +113,8 @@ def plan_runs(resume: str | None, compare: tuple[str, ...], given: dict[str, Any
     from recdenoise.recbole_adapter.settings import parse_assignments, read_settings, resolve
 
     if resume:  # a folder: everything else is in its config.yaml
-        extra = [f"--{name}" for name, value in given.items() if value not in (None, ())]
+        words = {"configs": "config", "assignments": "set"}
+        extra = [f"--{words.get(name, name)}" for name, value in given.items() if value not in (None, ())]
         extra += ["--compare"] if compare else []
         if extra:
             raise UserError(f"--resume {resume} takes its settings from the run; leave out {', '.join(extra)}.")
@@ -179,6 +182,7 @@ def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None,
     topk, run = read_cutoffs(given.pop("topk"), given.pop("more_cutoffs"), run)
     metrics = [name.strip() for name in given["metrics"].split(",") if name.strip()]
     plan_metrics(metrics, topk)
+    loaded: Run | None = None
     if given["recommendations"] or given["truth"]:
         if run is not None or not (given["recommendations"] and given["truth"]):
             raise UserError("Give either a run, or both --recommendations and --truth.")
@@ -201,6 +205,8 @@ def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None,
         result = loaded.evaluate(topk, metrics, protocol=given["protocol"], masked=masked)
         title = f"{run}, protocol {given['protocol'] or loaded.data.protocol}"
     record = result.to_dict()
+    if loaded is not None:
+        record["unknown_test_rows"] = loaded.data.unknown_test_rows
     means: dict[str, dict[str, float]] = {"all": record["mean"]}
     means |= {name: record[name] for name in ("warm", "cold") if name in record}
     screen.print(metric_table(title, means))

@@ -44,6 +44,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_built(tmp_path_factory.mktemp("built") / "data")
 
 
+@pytest.fixture(scope="session")
+def trained(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of DeCA(p) on the small folder; read only."""
+    from recdenoise.recbole_adapter.experiment import train
+    from recdenoise.recbole_adapter.settings import resolve
+
+    options = {"epochs": 3, "train_batch_size": 64, "learning_rate": 0.01, "embedding_size": 8}
+    options |= {"denoiser": {"c_1": 10, "c_2": 10}}
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    train(resolve("GMF", str(built), "deca_p", seed=1, overrides=options), out)
+    return out
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder: RecBole writes its logs and checkpoints wherever the process stands."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -232,9 +233,12 @@ def check_out(out: Path, resume: bool) -> None:
     """
     if not resume and any((out / name).exists() for name in ("checkpoint.pt", "result.json")):
         raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out.")
-    with checkpoint.atomic_file(out / ".writable") as file:
-        file.write(b"")
+    is_new = not out.exists()
+    checkpoint.write_text(out / ".writable", "")
     (out / ".writable").unlink(missing_ok=True)
+    if is_new:
+        with contextlib.suppress(OSError):  # somebody else uses it already
+            out.rmdir()
 
 
 def read_record(out: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from recdenoise import denoisers, presets
 from recdenoise.denoisers import Denoiser, DenoiserConfig
-from recdenoise.errors import UserError
+from recdenoise.errors import UserError, unknown_name
 from recdenoise.loop import LoopConfig
 from recdenoise.options import require
 from recdenoise.recbole_adapter.dataset import check_protocol, dataset_name
@@ -218,7 +218,7 @@ def check_names(layer: Mapping[str, Any], model: str, place: str) -> None:
             continue
         if not typed and (key in RESERVED or key in _properties("model/*.yaml")):
             continue
-        close = difflib.get_close_matches(key, known | near, n=1)
+        close = difflib.get_close_matches(key, sorted(known | near), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         valid = ", ".join(sorted(near))
         raise UserError(
@@ -251,7 +251,10 @@ def from_dict(saved: Mapping[str, Any]) -> Settings:
             )
     names = {key: values.pop(key, None) for key in ("model", "dataset", "protocol", "seed", "preset", "denoiser")}
     values["seed"] = names["seed"]
-    method, config = denoisers.parse(names.pop("denoiser"))
+    spec = names.pop("denoiser")
+    if spec.get("name") not in denoisers.names():
+        raise UserError(f"{unknown_name('denoiser', spec.get('name'), denoisers.names())} Is a --plugin missing?")
+    method, config = denoisers.parse(spec)
     check_protocol(names["protocol"])
     return Settings(**names, method=method, config=config, options=values, loop=_loop(values))
 

@@ -1,0 +1,34 @@
+"""The command line inside this process: quick, and with everything that it printed."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from recdenoise.cli import main
+
+
+def run(*words: str | Path) -> Result:
+    """Run ``recdenoise`` with these words; stdout and stderr apart. Nothing is asserted about how it ends."""
+    separate = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**separate).invoke(main, [str(word) for word in words], prog_name="recdenoise")  # type: ignore[arg-type]
+
+
+def output(*words: str | Path) -> str:
+    """What a command that ends well printed."""
+    result = run(*words)
+    assert result.exit_code == 0, f"{result.stderr}\n{result.exception!r}"
+    return result.stdout
+
+
+def mistake(*words: str | Path) -> str:
+    """The one line that a mistake is answered with."""
+    result = run(*words)
+    assert result.exit_code == 2, f"exit code {result.exit_code}: {result.exception!r}\n{result.stderr}"
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, f"{len(lines)} lines: {result.stderr}"
+    assert lines[0].startswith("recdenoise: ")
+    assert "Traceback" not in result.output
+    return lines[0].removeprefix("recdenoise: ")

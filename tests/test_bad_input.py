@@ -1,0 +1,445 @@
+"""What bad input gets: exit code 2 and one line that names the thing and what would work, before any data is read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from recdenoise import denoisers
+from recdenoise.recbole_adapter import experiment
+from tests.command import mistake, output, run
+
+BASE = ("--model", "GMF", "--dataset", "ml-100k")
+FAST = ("--set", "epochs=1", "--set", "train_batch_size=64", "--quiet")
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong is found before a data set is opened or built."""
+
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr(experiment, "load_split", opened)
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A finished run that may be spoiled."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+# Words that cannot work
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "needs --model and --dataset"),
+        (("--model", "GMF"), "needs --dataset"),
+        (("--model", "GFM", "--dataset", "ml-100k"), "Unknown model 'GFM'. Did you mean 'GMF'? Valid: "),
+        (("--model", "GMF", "--dataset", "ml100k"), "no data set 'ml100k': it is neither a recipe (ml-100k"),
+        (("--model", "GMF", "--dataset", "tests"), "no data set 'tests'"),
+        (
+            (*BASE, "--denoiser", "decap"),
+            "Unknown denoiser 'decap'. Did you mean 'deca_p'? Valid: deca, deca_p, ensemble",
+        ),
+        ((*BASE, "--compare", "nomal"), "Unknown denoiser 'nomal'. Did you mean 'normal'?"),
+        ((*BASE, "--compare", "normal"), "--compare names normal twice"),
+        ((*BASE, "--protocol", "published"), "Unknown protocol 'published'. Valid: paper, clean."),
+        ((*BASE, "--preset", "papr"), "Unknown preset 'papr'. Did you mean 'paper'?"),
+        (("--model", "BPR", "--dataset", "ml-100k", "--preset", "paper"), "no settings for BPR on ml-100k. It has: "),
+        ((*BASE, "--seed", "x"), "'x' is not a valid integer"),
+        ((*BASE, "--sed", "1"), "No such option '--sed'"),
+        ((*BASE, "extra"), "unexpected extra argument (extra)"),
+        ((*BASE, "--set", "epochs"), "'epochs' must read KEY=VALUE"),
+        ((*BASE, "--set", "epochs=-3"), "'epochs' is -3; it must be 1 or more"),
+        ((*BASE, "--set", "epochs=five"), "'epochs' is 'five'; it must be a whole number"),
+        ((*BASE, "--set", "train_batch_size=0"), "'train_batch_size' is 0; it must be 1 or more"),
+        ((*BASE, "--set", "lr=0.1"), "unknown option 'lr'. Valid for GMF: checkpoint_seconds"),
+        ((*BASE, "--set", "learner=sgd"), "learner is 'sgd'; denoisers declare their optimisers"),
+        ((*BASE, "--set", "valid_selector=recall"), "'recall' needs a cut-off, as in recall@20"),
+        (
+            (*BASE, "--set", "valid_selector=auc@20"),
+            "Unknown metric 'auc@20'. Valid: hit, mrr, ndcg, precision, recall.",
+        ),
+        (
+            (*BASE, "--set", "valid_selector=best"),
+            "'best' is none of last, loss, trimmed, nor a metric such as ndcg@20",
+        ),
+        ((*BASE, "--denoiser", "deca", "--set", "denoiser.alpha=1.5"), "'alpha' is 1.5; it must be from 0 to 1"),
+        (
+            (*BASE, "--denoiser", "deca", "--set", "denoiser.c1=5"),
+            "Did you mean 'c_1'? Valid: alpha, auxiliary, c_1, c_2",
+        ),
+        ((*BASE, "--denoiser", "deca", "--set", "denoiser.h_model=cdae"), "one of mf, gmf, neumf"),
+        (
+            (*BASE, "--denoiser", "deca", "--set", "denoiser.c_1=lots"),
+            "'c_1' of denoiser deca is 'lots'; it must be a number",
+        ),
+        ((*BASE, "--denoiser", "deca_p", "--set", "denoiser.prior_selector=ndcg"), "'ndcg' needs a cut-off"),
+        ((*BASE, "--denoiser", "deca", "--set", "denoiser.auxiliary=Pop"), "Pop cannot be trained by a denoiser"),
+        (("--model", "Pop", "--dataset", "ml-100k", "--denoiser", "deca"), "Pop cannot be trained by a denoiser"),
+        (("--model", "ItemKNN", "--dataset", "ml-100k"), "ItemKNN cannot be trained by a denoiser"),
+        (("--model", "SASRec", "--dataset", "ml-100k"), "No scorer is known for SASRec"),
+        ((*BASE, "--config", "none.yaml"), "Configuration file none.yaml does not exist"),
+        ((*BASE, "--plugin", "none.py"), "Plugin none.py: there is no such file"),
+        ((*BASE, "--plugin", "no.such.module"), "Plugin no.such.module cannot be imported: No module named 'no'"),
+        (("--resume", "nowhere"), "nowhere is not a run: it has no config.yaml"),
+        (
+            ("--resume", "nowhere", "--model", "GMF"),
+            "--resume nowhere takes its settings from the run; leave out --model",
+        ),
+        (("--resume", "x", "--set", "a=1", "--config", "b", "--compare", "c"), "leave out --set, --config, --compare"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
+)
+def test_train(here: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in mistake("train", *words)
+    assert list(here.iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Give the folder of a run, or --recommendations and --truth"),
+        (("nowhere",), "nowhere is not a run"),
+        (
+            ("RUN", "--metrics", "recal"),
+            "Unknown metric 'recal'. Did you mean 'recall'? Valid: hit, mrr, ndcg, precision",
+        ),
+        (("RUN", "--metrics", ","), "No metric was asked for"),
+        (("RUN", "--topk", "0"), "A cut-off is '0'; --topk takes whole numbers from 1"),
+        (("RUN", "--topk", "many"), "A cut-off is 'many'"),
+        (("RUN", "--topk", "3", "other"), "evaluate takes one run, not "),
+        (("RUN", "--protocol", "noisy"), "Unknown protocol 'noisy'. Valid: paper, clean"),
+        (("RUN", "--recommendations", "a.csv"), "Give either a run, or both --recommendations and --truth"),
+        (("--truth", "a.csv"), "Give either a run, or both --recommendations and --truth"),
+        (("--truth", "a", "--recommendations", "b", "--unmasked"), "--protocol and --unmasked are for runs"),
+        (("--truth", "a.csv", "--recommendations", "b.csv"), "There is no file b.csv"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
+)
+def test_evaluate(here: Path, trained: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in mistake("evaluate", *(str(trained) if word == "RUN" else word for word in words))
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("recommend", "RUN"), "Missing option '--users'"),
+        (("recommend", "nowhere", "--users", "u1"), "nowhere is not a run"),
+        (("recommend", "RUN", "--users", "u1", "--k", "0"), "Invalid value for '--k'"),
+        (("inspect",), "Missing argument 'RUN'"),
+        (("inspect", "nowhere"), "nowhere is not a run"),
+        (("inspect", "RUN", "--out", "p.xlsx"), "--out p.xlsx must end in .parquet or .csv"),
+        (("inspect", "RUN", "--plot", "p.svg"), "--plot p.svg must end in .png"),
+        (("data", "build", "ml-1m", "--out", "x"), "Unknown recipe 'ml-1m'. Did you mean 'ml-100k'? Valid: "),
+        (("data", "build", "ml-100k"), "Missing option '--out'"),
+        (("data", "build", "ml-100k", "--out", "x", "--from", "none"), "none"),
+        (("data", "verify", "nowhere"), "There is no folder nowhere"),
+        (("data", "bild"), "Unknown command 'bild'. Did you mean 'build'? Valid: build, list, verify"),
+        (("trian",), "Unknown command 'trian'. Did you mean 'train'?"),
+        (("--verbose",), "No such option '--verbose'"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
+)
+def test_other_commands(here: Path, trained: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in mistake(*(str(trained) if word == "RUN" else word for word in words))
+
+
+# What only the data can tell
+
+
+def test_more_items_than_the_catalogue_has(trained: Path) -> None:
+    for words in (("evaluate", trained, "--topk", "5", "31"), ("recommend", trained, "--users", "u1", "--k", "31")):
+        assert "k must be between 1 and the 30 items that can be ranked, not 31" in mistake(*words)
+    output("recommend", trained, "--users", "u1", "--k", "30")  # what is left of thirty
+
+
+def test_a_user_that_nobody_knows(trained: Path) -> None:
+    assert mistake("recommend", trained, "--users", "u1", "nobody").startswith(
+        "No user 'nobody' in tiny; its users are u"
+    )
+
+
+def test_a_folder_that_no_recipe_built(here: Path) -> None:
+    (here / "data").mkdir()
+    assert "data was not built by a recipe: it has no paper/NAME/manifest.json" in mistake(
+        "train", "--model", "GMF", "--dataset", "data"
+    )
+
+
+@pytest.mark.parametrize("spoil", ["changed", "truncated", "missing"])
+def test_a_data_file_that_is_not_what_was_built(built: Path, here: Path, spoil: str) -> None:
+    folder = shutil.copytree(built, here / "data")
+    path = folder / "paper" / "tiny" / "tiny.train.inter"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\t5", b"\t4") if spoil == "changed" else content[:100])
+    if spoil == "missing":
+        path.unlink()
+    said = mistake("train", "--model", "GMF", "--dataset", "data", *FAST, "--out", "a")
+    assert str(path.relative_to(here)) in said
+    assert ("has changed since it was built" in said) == (spoil != "missing")
+    assert not (here / "a" / "config.yaml").exists()
+
+
+# Run folders
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.yaml", b"", "has no usable 'model'"),
+        ("config.yaml", b"model: GMF\ndataset: x\nproto", "config.yaml, line 3"),
+        ("config.yaml", b"[1, 2]", "must hold a mapping"),
+        ("config.yaml", b"\xff\xfe\x00", "cannot be read"),
+        ("config.yaml", None, "is not a run: it has no config.yaml"),
+        ("model.pt", None, "has not finished; continue it with: recdenoise train --resume"),
+    ],
+)
+def test_run_files_that_are_missing_or_truncated(copied: Path, name: str, content: bytes | None, said: str) -> None:
+    path = copied / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    for command in (("evaluate", copied), ("recommend", copied, "--users", "u1"), ("inspect", copied)):
+        assert said in mistake(*command)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_weights_that_are_truncated(copied: Path, share: float) -> None:
+    path = copied / "model.pt"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert f"{path} is not a readable checkpoint" in mistake("evaluate", copied)
+
+
+def test_a_checkpoint_of_garbage(copied: Path) -> None:
+    (copied / "checkpoint.pt").write_bytes(b"\x00" * 1000)
+    assert "checkpoint.pt is not a readable checkpoint" in mistake("train", "--resume", copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "NeuMF"}, "its model is 'GMF', here it is 'NeuMF'"),
+        ({"seed": 99}, "its seed is 1, here it is 99"),
+        ({"embedding_size": 16}, "does not fit this model: size mismatch"),
+        ({"denoiser": {"name": "normal"}}, "its denoiser is 'deca_p', here it is 'normal'"),
+    ],
+)
+def test_weights_of_another_run(copied: Path, change: dict[str, Any], said: str) -> None:
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    (copied / "config.yaml").write_text(yaml.safe_dump({**config, **change}))
+    assert said in mistake("evaluate", copied)
+
+
+def test_weights_of_another_format(copied: Path) -> None:
+    state = torch.load(copied / "model.pt", weights_only=True)
+    torch.save({**state, "format": 0}, copied / "model.pt")
+    assert "model.pt has checkpoint format 0; this version reads format 1" in mistake("evaluate", copied)
+
+
+def test_a_run_whose_data_has_gone(copied: Path) -> None:
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    (copied / "config.yaml").write_text(yaml.safe_dump({**config, "dataset": "/gone"}))
+    assert "There is no data set '/gone'" in mistake("evaluate", copied)
+
+
+# Files of recommendations
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "lists.csv is empty"),
+        ("user,item,rank\n", "lists.csv holds no pair"),
+        ("user,item,rank\nu1,i1,1\nu1,i2\n", "lists.csv, line 3: the rank is missing"),
+        ("user,item,rank\nu1,i1,first\n", "lists.csv, line 2: the rank 'first' is not a finite number"),
+        ("user,item,rank\nu1,i1,1\nu1,i1,2\n", "lists.csv, line 3: item 'i1' was recommended to user 'u1' before"),
+        ("user,item\nu1,i1,4,5\n", "lists.csv, line 2: more than the 2 columns of line 1"),
+        ("nothing\n", "lists.csv, line 1: expected user and item separated by a tab or a comma"),
+    ],
+)
+def test_a_bad_row_is_named(here: Path, text: str, said: str) -> None:
+    (here / "lists.csv").write_text(text)
+    (here / "truth.csv").write_text("u1,i1\n")
+    assert said in mistake("evaluate", "--recommendations", "lists.csv", "--truth", "truth.csv")
+    if "rank" not in said and "recommended" not in said:
+        assert said.replace("lists", "other") in mistake(
+            "evaluate", "--recommendations", "truth.csv", "--truth", shutil.copy("lists.csv", "other.csv")
+        )
+
+
+# Folders and disks
+
+
+@pytest.mark.usefixtures("no_data")
+def test_a_folder_that_holds_a_run(trained: Path, here: Path, copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    assert f"{copied} holds a run already; add --resume" in mistake("train", *BASE, "--out", copied)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+@pytest.mark.usefixtures("no_data")
+def test_a_compared_run_that_is_there_is_noticed_before_the_first_trains(here: Path) -> None:
+    (here / "x-normal").mkdir()
+    (here / "x-normal" / "result.json").write_text("{}")
+    words = ("--denoiser", "deca", "--compare", "normal", "--out", "x")
+    assert "x-normal holds a run already" in mistake("train", *BASE, *words)
+
+
+@pytest.mark.usefixtures("no_data")
+def test_an_out_that_is_a_file(here: Path) -> None:
+    (here / "file").write_text("mine")
+    for out in ("file", "file/x"):
+        assert f"Cannot write {out}" in mistake("train", *BASE, "--out", out)
+    assert (here / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder that even root cannot write to."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(folder)]
+    if os.geteuid() == 0 and shutil.which("mount"):
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("this machine mounts no tmpfs")
+        yield folder
+        subprocess.run(["umount", str(folder)], check=True)
+    else:
+        folder.chmod(0o500)
+        yield folder
+        folder.chmod(0o700)
+
+
+@pytest.mark.usefixtures("no_data")
+def test_an_out_that_cannot_be_written(read_only: Path, here: Path) -> None:
+    said = mistake("train", *BASE, "--out", read_only / "x")
+    assert f"Cannot write {read_only / 'x'}" in said
+    assert "Read-only file system" in said or "Permission denied" in said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kilobytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small disk needs root")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_in_training(built: Path, small_disk: Path, here: Path) -> None:
+    """The run stops with one line, the checkpoint before is whole, and training goes on from it once there is room."""
+    out, stone = small_disk / "x", small_disk / "stone"
+    words = ("train", "--model", "GMF", "--dataset", built, "--denoiser", "normal", "--set", "embedding_size=64")
+    words += ("--set", "train_batch_size=64", "--set", "checkpoint_seconds=0", "--quiet", "--out", out)
+    stone.write_bytes(b"x" * 280_000)  # one checkpoint of some 65 kilobytes fits, a second one beside it does not
+    said = mistake(*words)
+    assert "Cannot write" in said
+    assert "What was there before is kept" in said
+    assert not [path.name for path in out.iterdir() if path.name.endswith(".part")]
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert state["position"]["stage_step"] >= 1
+    stone.unlink()
+    printed = output("train", "--resume", out)
+    assert "Normal" in printed
+
+
+@pytest.mark.parametrize("failing", [1, 3, 4, 6])
+def test_a_write_that_fails_leaves_what_was_there(
+    built: Path, here: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no small disk can be mounted: the n-th write of a run finds no room."""
+    writes, replace = 0, os.replace
+
+    def full(source: Any, target: Any) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    words = ("train", "--model", "GMF", "--dataset", built, *FAST, "--set", "checkpoint_seconds=0", "--out", "x")
+    assert "No space left on device. What was there before is kept" in mistake(*words)
+    assert not list(here.rglob("*.part"))
+    if failing > 4:  # two trials of the folder, config.yaml, then a checkpoint a step
+        assert torch.load(here / "x" / "checkpoint.pt", weights_only=True)["position"]["stage_step"] == failing - 4
+    output(*words, "--resume")
+
+
+def test_training_that_diverges(built: Path, here: Path) -> None:
+    words = ("--set", "epochs=3", "--set", "train_batch_size=64", "--set", "learning_rate=1e30", "--quiet")
+    said = mistake("train", "--model", "GMF", "--dataset", built, *words, "--out", "x")
+    assert "of stage 'train': training stopped" in said
+    assert "at step " in said
+    assert "lower learning rate (now 1e+30)" in said
+    assert not (here / "x" / "result.json").exists()
+
+
+# Plugins
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def (:\n", "Plugin mine.py is not valid Python ("),
+        ("1 / 0\n", "Plugin mine.py failed: ZeroDivisionError: division by zero"),
+        ("import nothing_of_that_name\n", "Plugin mine.py cannot be imported: No module named 'nothing_of_that_name'"),
+        ("import recdenoise\nrecdenoise.register(int)\n", "Plugin mine.py: register() takes a subclass of"),
+        (
+            "from recdenoise import Denoiser, register\n@register\nclass Mine(Denoiser):\n    name = 'normal'\n",
+            "is taken by",
+        ),
+        (
+            "from recdenoise import Denoiser, register\n@register\nclass Mine(Denoiser):\n    pass\n",
+            "Mine.name is None",
+        ),
+    ],
+)
+def test_plugins_that_fail(here: Path, text: str, said: str) -> None:
+    before = dict(denoisers._TABLE)
+    (here / "mine.py").write_text(text)
+    commands: list[Callable[[], str]] = [
+        lambda: mistake("train", *BASE, "--plugin", "mine.py"),
+        lambda: mistake("methods", "--plugin", "mine.py"),
+        lambda: mistake("evaluate", "x", "--plugin", "mine.py"),
+    ]
+    for command in commands:
+        found = command()
+        assert said in found
+        assert "mine.py" in found
+    assert before == denoisers._TABLE
+
+
+def test_an_interrupt_ends_with_130_and_one_line(built: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", interrupted)
+    result = run("train", "--model", "GMF", "--dataset", built, "--out", "x")
+    assert result.exit_code == 130
+    assert result.stderr == "recdenoise: interrupted; what was saved can be continued with --resume.\n"

@@ -166,7 +166,9 @@ def plan_runs(resume: str | None, compare: tuple[str, ...], given: dict[str, Any
 @click.argument("more_cutoffs", nargs=-1)
 @PLUGIN
 def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None, **given: Any) -> None:
-    """Recall and NDCG of a run, or of a file of recommendations from any other system.
+    """Measure a run, or the recommendations of any other system.
+
+    Recall and NDCG over clean pairs, by default; users seen and unseen in training apart where both exist.
 
     \b
     recdenoise evaluate runs/x --topk 3 20
@@ -243,7 +245,9 @@ def is_cutoff(word: str) -> bool:
 @click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="Items for each user.")
 @PLUGIN
 def recommend(plugins: tuple[str, ...], run: Path, users: tuple[str, ...], more_users: tuple[str, ...], k: int) -> None:
-    """Print the best new items of some users, by token, with the score as a probability.
+    """Print the best new items of some users, by token.
+
+    The score is the probability that the user likes the item.
 
     \b
     recdenoise recommend runs/x --users 1 42 --k 10
@@ -270,7 +274,14 @@ def recommend(plugins: tuple[str, ...], run: Path, users: tuple[str, ...], more_
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture.  [default: RUN/p_clean_by_rating.png]")
 @PLUGIN
 def inspect(plugins: tuple[str, ...], run: Path, out: Path | None, plot: Path | None) -> None:
-    """Write P(y = 1 | observed) of every training interaction, and plot its mean per rating."""
+    """Say of every training interaction how likely it is a like.
+
+    Writes P(y = 1 | observed) as a table, and its mean per rating as a picture.
+
+    \b
+    recdenoise inspect runs/x
+    recdenoise inspect runs/x --out p_clean.csv --plot p_clean.png
+    """
     one_thread()
     load_plugins(plugins)
     from recdenoise.recbole_adapter.experiment import load
@@ -302,7 +313,7 @@ def inspect(plugins: tuple[str, ...], run: Path, out: Path | None, plot: Path | 
 @cli.command()
 @PLUGIN
 def methods(plugins: tuple[str, ...]) -> None:
-    """List the denoisers: name, what it does, paper."""
+    """List the denoisers, with their papers."""
     load_plugins(plugins)
     from recdenoise import denoisers
     from recdenoise.reports.terminal import plain_table
@@ -313,7 +324,7 @@ def methods(plugins: tuple[str, ...]) -> None:
 
 @cli.command()
 def models() -> None:
-    """List the models that a denoiser can train: name, what it is, paper."""
+    """List the models that a denoiser can train."""
     from recdenoise.recbole_adapter.models import MODELS
     from recdenoise.recbole_adapter.scorers import supported_models
     from recdenoise.reports.terminal import plain_table
@@ -343,7 +354,11 @@ def data_list() -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="The publisher's file, or a folder with it.")
 def data_build(name: str, out: Path, source: Path | None) -> None:
-    """Build a data set under every protocol it has."""
+    """Build a data set under every protocol it has.
+
+    \b
+    recdenoise data build ml-100k --out data
+    """
     import data_recipes
     from recdenoise.reports.terminal import plain_table
 

@@ -262,10 +262,10 @@ def parse_search(texts: Sequence[str]) -> dict[str, list[Any]]:
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 @PLUGIN
 def tune(model: str, dataset: str, denoiser: str, **given: Any) -> None:
-    """Search a method's options on validation data, then train and test the best with several seeds.
+    """Search options on validation data, then test the best.
 
     The space is the DeCA paper's grid, the sampler Optuna's TPE. The test set is not looked at before the search ends.
-    A search that was stopped goes on where it was; trials.csv logs it, tuned.json holds what it found.
+    The best is then trained with several seeds. A stopped search goes on where it was; trials.csv logs it, tuned.json holds what it found.
 
     \b
     recdenoise tune --model GMF --dataset ml-100k --denoiser deca_p --trials 24
@@ -337,7 +337,9 @@ def tune(model: str, dataset: str, denoiser: str, **given: Any) -> None:
 @PLUGIN
 @click.pass_context
 def tuned(ctx: click.Context, dataset: str, **given: Any) -> None:
-    """Tune several methods with the same budget, then compare them, with a paired test over users.
+    """Tune several methods with the same budget, then compare them.
+
+    The comparison is a paired test over users.
 
     \b
     recdenoise benchmark tuned --models GMF NeuMF --methods normal deca_p --trials 24 --workers 2

@@ -91,7 +91,6 @@ FLOORS = {
     "recdenoise/ranking.py": 1,
     "recdenoise/loop.py": 2,
     "recdenoise/optimizers.py": 2,
-    "recdenoise/selection.py": 2,
     "recdenoise/checkpoint.py": 2,
     "recdenoise/recbole_adapter": 3,
     "recdenoise/reports": 4,

@@ -265,7 +265,8 @@ def tune(model: str, dataset: str, denoiser: str, **given: Any) -> None:
     """Search options on validation data, then test the best.
 
     The space is the DeCA paper's grid, the sampler Optuna's TPE. The test set is not looked at before the search ends.
-    The best is then trained with several seeds. A stopped search goes on where it was; trials.csv logs it, tuned.json holds what it found.
+    The best is then trained with several seeds. A stopped search goes on where it was; trials.csv logs it, tuned.json
+    holds what it found.
 
     \b
     recdenoise tune --model GMF --dataset ml-100k --denoiser deca_p --trials 24

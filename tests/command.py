@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 
+import recdenoise
 from recdenoise.cli import main
+
+
+def environment() -> dict[str, str]:
+    """For another process, which then sees the package wherever it stands."""
+    paths = [str(Path(recdenoise.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run(*words: str | Path) -> Result:

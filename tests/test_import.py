@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
 import recdenoise
+from tests.command import environment
 
 HEAVY = ("recbole", "torchvision", "torch_geometric", "matplotlib", "pandas", "pyarrow", "rich", "scipy", "tensorboard")
 
 
 def fresh(code: str) -> str:
     """Output of a fresh interpreter that sees the package."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(recdenoise.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import recdenoise
-from tests.command import mistake, output, run
+from tests.command import environment, mistake, output, run
 
 CASES: dict[str, tuple[str, ...]] = {
     "GMF with DeCA(p)": ("--model", "GMF", "--denoiser", "deca_p", "--set", "train_batch_size=16"),
@@ -49,7 +49,7 @@ def processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["recdenoise.recbole_adapter.experiment", "recdenoise.reports.terminal", __name__])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(recdenoise.__file__).parents[1]))
+        patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
         forkserver.ensure_running()
     return context
 
@@ -124,7 +124,7 @@ def test_ctrl_c_on_the_real_command_line(built: Path, here: Path) -> None:
     words = ("train", "--model", "GMF", "--dataset", str(built), "--denoiser", "deca_p", "--out", "cut")
     process = subprocess.Popen(
         [sys.executable, "-m", "recdenoise.cli", *words, "--set", "train_batch_size=4", "--set", "epochs=300"],
-        env={**os.environ, "PYTHONPATH": str(Path(recdenoise.__file__).parents[1])},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import subprocess
 import sys
 import textwrap
@@ -17,7 +16,6 @@ import pytest
 import torch
 import yaml
 
-import recdenoise
 from recdenoise import UserError, ranking, run_recbole
 from recdenoise.errors import TrainingError
 from recdenoise.interactions import Interactions
@@ -25,6 +23,7 @@ from recdenoise.recbole_adapter import DenoisingTrainer, RecBoleResult, compat, 
 from recdenoise.recbole_adapter.loaders import WholeRows
 from recdenoise.recbole_adapter.recbole_config import build_config, resolve_model
 from recdenoise.recbole_adapter.trainer import training_pairs
+from tests.command import environment
 
 N_USERS, N_ITEMS = 200, 60
 SPLIT = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full"}
@@ -491,11 +490,10 @@ json.dump(results, open("results.json", "w"))
 def test_an_existing_script_needs_one_line(options: dict[str, Any], here: Path) -> None:
     (here / "script.py").write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
     (here / "options.json").write_text(json.dumps(options), encoding="utf-8")
-    root = Path(recdenoise.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=here,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

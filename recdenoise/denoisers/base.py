@@ -126,6 +126,8 @@ class Denoiser(nn.Module):
     Config: ClassVar[type[DenoiserConfig]] = DenoiserConfig
     neutral: ClassVar[dict[str, Any] | None] = {}
     neutral_reason: ClassVar[str] = ""
+    loss_selector_note: ClassVar[str] = ""
+    """Why the validation loss cannot choose an epoch of this method; empty where it can."""
 
     def __init__(self, task: Task, config: DenoiserConfig | Mapping[str, Any] | None = None) -> None:
         super().__init__()

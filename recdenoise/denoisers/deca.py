@@ -66,6 +66,10 @@ class CrossModel(Denoiser):
 
     Config = CrossModelConfig
     neutral = None
+    loss_selector_note = (
+        "its probabilities move to the extremes as it learns, so the validation loss is lowest in the first epochs; "
+        "choose by a ranking metric such as valid_selector: ndcg@20, or keep the last epoch"
+    )
     neutral_reason = "the loss has no cross-entropy with the observed label: h and h' explain it"
 
     def build(self, task: Task) -> None:

@@ -32,6 +32,7 @@ from recdenoise.recbole_adapter.settings import Settings, read_settings
 from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.recbole_adapter.trainer import model_builder, pointwise_note
 from recdenoise.recbole_adapter.validation import PairValidation
+from recdenoise.selection import LOSSES
 
 METRICS = ("recall", "ndcg")
 TOPK = (3, 5, 10, 20)
@@ -214,6 +215,12 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
         # Only now: a checkpoint of another run was refused, so its config.yaml is still its own.
         checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
         loop.observer = RunFiles(out, inner, loop.history)
+    if (
+        settings.loop.selector in LOSSES
+        and settings.method.loss_selector_note
+        and not settings.loop.paper_code_stopping
+    ):
+        inner.on_note(f"{settings.method.title}: {settings.method.loss_selector_note}.")
     note = pointwise_note(resolve_model(settings.model), settings.method.title)
     if note:
         inner.on_note(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,18 @@ def console() -> Console:
 def one_thread() -> None:
     """One torch thread a process, before torch works, unless the user chose: two on busy cores stall each other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    ignore_foreign_warnings()
     import torch
 
     threads = os.environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP takes a list, one entry a nesting level
     torch.set_num_threads(int(threads) if threads.isdigit() and int(threads) else 1)
+
+
+def ignore_foreign_warnings() -> None:
+    """What RecBole and torch-geometric call forth in torch stays out of the way: nobody here can act on it."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"recbole\.")
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", message=r".torch\.jit\..* is deprecated", category=category)
 
 
 PLUGIN = click.option(

@@ -323,6 +323,11 @@ def test_models_without_gradient(options: dict[str, Any], model: str, monkeypatc
         run_recbole(model, "mine", config_dict={**options, "denoiser": "deca"})
 
 
+def test_options_that_a_model_refuses(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="GMF cannot be built with the options it is given: "):
+        run_recbole("GMF", "mine", config_dict={**options, "denoiser": "deca", "embedding_size": "wide"})
+
+
 def test_a_data_set_that_is_not_there(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"Unknown data set 'mien'\. Did you mean 'mine'"):
         run_recbole("GMF", "mien", config_dict=options)

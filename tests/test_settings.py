@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recbole
 import yaml
 
 from recdenoise import denoisers, presets
@@ -207,7 +208,14 @@ def test_assignments_that_cannot_be_read(word: str, message: str) -> None:
     [
         (["epoch=5"], r"--set: unknown option 'epoch'\. Did you mean 'epochs'\? Valid for GMF: .*train_batch_size"),
         (["n_layers=3"], "unknown option 'n_layers'"),  # LightGCN's, not GMF's
-        (["topk=[5]"], "recdenoise evaluate measures others"),
+        (["topk=[5]"], "--set topk has no effect: .* recdenoise evaluate measures others"),
+        (["eval_args={}"], "--set eval_args has no effect: the data set's folder says"),
+        (["load_col=x"], "--set load_col has no effect"),
+        (["train_neg_sample_args={}"], "denoisers draw their negatives themselves"),
+        (["embedding_size=wide"], "'embedding_size' is 'wide'; it must be a whole number"),
+        (["embedding_size=2.5"], "'embedding_size' is 2.5; it must be a whole number"),
+        (["embedding_size=0"], "'embedding_size' is 0; it must be 1 or more"),
+        (["use_gpu=maybe"], "'use_gpu' is 'maybe'; it must be true or false"),
         (["model=NeuMF"], "--model"),
         (["epochs=-1"], "'epochs' is -1; it must be 1 or more"),
         (["epochs=0"], "'epochs' is 0"),
@@ -271,8 +279,26 @@ def test_a_file_may_serve_several_models_but_not_hold_typing_mistakes(tmp_path: 
         resolve("GMF", "ml-100k", config_files=[wrong])
 
 
-def test_every_recbole_training_option_is_known() -> None:
-    assert typed("gpu_id='0'", "state=INFO", "eval_batch_size=100", "load_col={inter: [user_id]}").loop.epochs == 300
+def test_recboles_own_files_are_known_whole() -> None:
+    properties = Path(recbole.__file__).parent / "properties"
+    assert typed("gpu_id=0", "state=INFO", "checkpoint_dir=x", "reproducibility=false").loop.epochs == 300
+    resolve("GMF", "ml-100k", config_files=[properties / "overall.yaml"])
+    for model in ("BPR", "NeuMF", "CDAE", "LightGCN", "NCL", "MultiVAE"):
+        resolve(model, "ml-100k", config_files=[properties / "model" / f"{model}.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("model", "word", "message"),
+    [
+        ("NeuMF", "mlp_hidden_size=64", r"'mlp_hidden_size' is 64; it must be a list such as \[128, 64, 32\]"),
+        ("NeuMF", "mf_train=perhaps", "'mf_train' is 'perhaps'; it must be true or false"),
+        ("BPR", "embedding_size=-1", "'embedding_size' is -1; it must be 1 or more"),
+        ("MultiVAE", "dropout_prob=often", "'dropout_prob' is 'often'; it must be a number"),
+    ],
+)
+def test_options_of_models_have_types(model: str, word: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        typed(word, model=model)
 
 
 # Reading back

@@ -92,6 +92,15 @@ def test_unknown_auxiliary_lists_the_models(folder: Path) -> None:
         make_task(folder, "GMF").new_auxiliary("gfm", 100)
 
 
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("NeuMF", {"dropout_prob": 3.0}), ("GMF", {"embedding_size": -3}), ("CDAE", {"hid_activation": 5})],
+)
+def test_options_that_a_model_refuses(folder: Path, model: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{model} cannot be built with the options it is given: "):
+        make_task(folder, model, **options)
+
+
 def test_l2_is_shared_among_real_users(folder: Path) -> None:
     assert make_task(folder, "GMF").l2_scale == 1 / (N_USERS - 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -13,7 +14,7 @@ from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.flag import loop_config, read_flag
 from recdenoise.recbole_adapter.recbole_config import build_config, resolve_model
 from recdenoise.recbole_adapter.scorers import scorer_for
-from recdenoise.recbole_adapter.trainer import DenoisingTrainer, check_auxiliary, config_view
+from recdenoise.recbole_adapter.trainer import DenoisingTrainer, build_network, check_auxiliary, config_view
 
 RECBOLE_EVAL_BATCH = 4096
 """RecBole's default ``eval_batch_size``: two users at a time on ml-100k, so a slower evaluation than training."""
@@ -101,7 +102,8 @@ def run_recbole(
         config["eval_batch_size"] = max(RECBOLE_EVAL_BATCH, min(USERS_PER_BLOCK * data.item_num, SCORES_PER_BLOCK))
     train_data, valid_data, test_data = data_preparation(config, data)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    network = cls(config, train_data._dataset).to(config["device"])
+    build = cls if flag is None else partial(build_network, cls)
+    network = build(config, train_data._dataset).to(config["device"])
     logger.info(network)
     trainer = _trainer(config, network, flag is not None)
     best_valid_score, best_valid_result = trainer.fit(

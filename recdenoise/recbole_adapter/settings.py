@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from recdenoise.options import require
 from recdenoise.recbole_adapter.dataset import check_protocol, dataset_name
 from recdenoise.recbole_adapter.flag import PREFIX, denoiser_options, loop_config, read
 from recdenoise.recbole_adapter.models import MODELS
+from recdenoise.recbole_adapter.option_names import RESERVED, check_names, check_types
 from recdenoise.recbole_adapter.recbole_config import parse_yaml, read_yaml, resolve_model
 from recdenoise.recbole_adapter.scorers import scorer_for
 from recdenoise.recbole_adapter.trainer import check_auxiliary
@@ -34,12 +34,6 @@ PAPER_CODE = {"eval_steps": 500, "stopping_step": 2, "paper_code_stopping": True
 """How the published code stops early: its own rhythm, its own rule."""
 
 FIRST_SEED = 2020
-
-RESERVED = ("model", "dataset", "preset", "benchmark_filename", "data_path")
-"""Not options: arguments or the data set's folder decide. In a file they are passed over."""
-
-MEASURES = ("metrics", "topk")
-MEASURES_FIXED = "train tests recall and NDCG at 3, 5, 10 and 20, and recdenoise evaluate measures others"
 
 
 @dataclass(frozen=True)
@@ -173,7 +167,9 @@ def resolve(
     options["seed"] = seed = read(options, "seed", int, FIRST_SEED) if seed is None else seed
     for reserved in RESERVED:
         options.pop(reserved, None)
-    return Settings(model, dataset, protocol, seed, method, config, options, _loop(options), preset)
+    loop = _loop(options)
+    check_types(given, cls.__name__)
+    return Settings(model, dataset, protocol, seed, method, config, options, loop, preset)
 
 
 def _denoiser(
@@ -192,46 +188,6 @@ def _denoiser(
             options |= spec
     options.pop("name", None)
     return name, options
-
-
-def check_names(layer: Mapping[str, Any], model: str, place: str) -> None:
-    """Refuse options that neither RecBole, nor the model, nor the loop knows. RecBole itself ignores them.
-
-    A file may serve several models, so there the options of all of RecBole's models are known.
-
-    Raises:
-        UserError: an unknown name; it suggests the nearest and lists those of training and of the model.
-    """
-    from recbole.utils import argument_list
-
-    lists = ("general_arguments", "training_arguments", "evaluation_arguments", "dataset_arguments")
-    known = {name for each in lists for name in getattr(argument_list, each)} | set(_properties("overall.yaml"))
-    near = {*DEFAULTS, *PAPER_CODE, "checkpoint_seconds", "enable_amp", *_properties(f"model/{model}.yaml")}
-    if model in MODELS:
-        near |= {*MODELS[model].paper_config}
-    typed = place == "--set"
-    for key in layer:
-        if typed and key in (*RESERVED, *MEASURES):
-            why = "--model, --dataset, --protocol and --preset say it" if key in RESERVED else MEASURES_FIXED
-            raise UserError(f"--set {key} has no effect: {why}.")
-        if key in known | near | {"protocol", "denoiser"} or key.startswith(PREFIX):
-            continue
-        if not typed and (key in RESERVED or key in _properties("model/*.yaml")):
-            continue
-        close = difflib.get_close_matches(key, sorted(known | near), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        valid = ", ".join(sorted(near))
-        raise UserError(
-            f"{place}: unknown option {key!r}.{hint} Valid for {model}: {valid}, denoiser.OPTION, and RecBole's others."
-        )
-
-
-def _properties(pattern: str) -> set[str]:
-    """Names of the options in RecBole's own default files."""
-    import recbole
-
-    folder = Path(recbole.__file__).parent / "properties"
-    return {name for path in folder.glob(pattern) for name in read_yaml(path)}
 
 
 def _loop(options: Mapping[str, Any]) -> LoopConfig:

@@ -72,7 +72,7 @@ def model_builder(config: Any, dataset: Any, target: type[nn.Module]) -> Callabl
 
     def build(name: str | None) -> nn.Module:
         if name is None:
-            return target(config, dataset)
+            return build_network(target, config, dataset)
         cls = auxiliary_class(name)
         defaults = Path(recbole.__file__).parent / "properties" / "model" / f"{cls.__name__}.yaml"
         sizes = read_yaml(defaults) if defaults.is_file() else {}
@@ -80,9 +80,20 @@ def model_builder(config: Any, dataset: Any, target: type[nn.Module]) -> Callabl
             sizes |= paper_model_config(cls)
         sized = copy.copy(config)
         sized.final_config_dict = {**config.final_config_dict, **sizes}
-        return cls(sized, dataset)
+        return build_network(cls, sized, dataset)
 
     return build
+
+
+def build_network(cls: type[nn.Module], config: Any, dataset: Any) -> nn.Module:
+    """Build a model. Raises ``UserError`` where its class refuses the options that it is given."""
+    try:
+        return cls(config, dataset)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{cls.__name__} cannot be built with the options it is given: {said}") from error
 
 
 def pointwise_note(model: type, method: str) -> str | None:

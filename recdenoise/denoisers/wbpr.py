@@ -31,7 +31,7 @@ class WBPR(Denoiser):
     name = "wbpr"
     title = "WBPR"
     summary = "negatives drawn in proportion to item popularity"
-    paper = "Gantner et al., Personalized Ranking for Non-Uniformly Sampled Items, KDD Cup 2012"
+    paper = "Gantner et al., Personalized Ranking for Non-Uniformly Sampled Items, KDD Cup 2011 workshop"
     Config = WBPRConfig
     neutral: ClassVar[dict[str, Any] | None] = {"beta": 0.0}
 

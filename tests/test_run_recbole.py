@@ -19,7 +19,7 @@ import yaml
 from recdenoise import UserError, ranking, run_recbole
 from recdenoise.errors import TrainingError
 from recdenoise.interactions import Interactions
-from recdenoise.recbole_adapter import DenoisingTrainer, RecBoleResult, compat, quick_start
+from recdenoise.recbole_adapter import DenoisingTrainer, RecBoleResult, atomic_files, compat, quick_start
 from recdenoise.recbole_adapter.loaders import WholeRows
 from recdenoise.recbole_adapter.recbole_config import build_config, resolve_model
 from recdenoise.recbole_adapter.trainer import training_pairs
@@ -338,6 +338,82 @@ def test_the_command_line_of_the_process_is_left_alone(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["somebody", "--epochs=1", "--denoiser=foo"])
     assert len(run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal"}).history) == 2
+
+
+# A person's own file
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda rows: [*rows[:5], rows[5] + "\t9", *rows[6:]], r"mine\.inter, line 6: .* the 4 columns of line 1"),
+        (lambda rows: [*rows[:5], "user 7", *rows[6:]], r"mine\.inter, line 6: .* the 4 columns of line 1"),
+        (lambda rows: [*rows, "user 7\titem 5\t3"], r"mine\.inter, line 2313: .* the 4 columns of line 1"),
+        (lambda rows: [*rows[:5], "user 7\titem 5\tgreat\t1", *rows[6:]], r"mine\.inter, line 6: .* no number"),
+        (lambda rows: rows[1:], r"mine\.inter, line 1: a header such as user_id:token .* not 'user 0\\titem"),
+        (
+            lambda rows: [rows[0].replace("user_id", "who"), *rows[1:]],
+            r"mine\.inter, line 1: the header names no user_id",
+        ),
+        (lambda rows: [], r"mine\.inter is empty"),
+        (lambda rows: rows[:1], "RecBole cannot read the data set 'mine': Some feat is empty"),
+    ],
+)
+def test_bad_rows_are_named(options: dict[str, Any], here: Path, spoil: Any, said: str) -> None:
+    good = (Path(options["data_path"]) / "mine" / "mine.inter").read_text().splitlines()
+    path = here / "data" / "mine" / "mine.inter"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"{line}\n" for line in spoil(good)))
+    with pytest.raises(UserError, match=said):
+        run_recbole("GMF", "mine", config_dict={**options, "data_path": str(here / "data"), "denoiser": "normal"})
+
+
+def test_good_files_pass_in_every_form(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic_files, "_BLOCK", 64)  # many blocks, lines across their borders
+    rows = [f"u{n}\ti{n}\t{n}" for n in range(50)]
+    path = here / "a.inter"
+    for text in ("\n".join(rows), "\n".join(rows) + "\n", "\r\n".join(rows) + "\r\n\r\n", "\n\n".join(rows)):
+        path.write_bytes(f"user_id:token\titem_id:token\trating:float\n{text}".encode())
+        assert atomic_files.bad_row(path, b"\t", 3) is None
+    for number in (0, 1, 20, 49):
+        spoiled = [*rows[:number], "short\trow", *rows[number:]]
+        path.write_text("\n".join(["user_id:token\titem_id:token\trating:float", *spoiled]))
+        assert atomic_files.bad_row(path, b"\t", 3) == number + 2
+    path.write_text('user_id:token\titem_id:token\n"a\tb"\tc\n')
+    assert atomic_files.bad_row(path, b"\t", 2) is None  # a quoted cell may hold anything
+
+
+def test_an_empty_training_split_is_named(options: dict[str, Any], here: Path) -> None:
+    path = here / "data" / "mine" / "mine.inter"
+    path.parent.mkdir(parents=True)
+    rows = [f"u{user}\ti{(user + step) % 20}\t1\t{step}" for user in range(20) for step in range(6)]
+    path.write_text("\n".join(["user_id:token\titem_id:token\trating:float\ttimestamp:float", *rows]))
+    options |= {"data_path": str(here / "data"), "eval_args": {**SPLIT, "split": {"RS": [0.0, 0.5, 0.5]}}}
+    with pytest.raises(UserError, match=r"The train split of 'mine' is empty: eval_args.split gives it 0.0"):
+        run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal"})
+
+
+def test_a_cut_off_beyond_the_catalogue(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="topk holds 61, but only 60 items can be ranked"):
+        run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal", "topk": [10, 61]})
+
+
+@pytest.mark.parametrize("shares", [[0.9, 0.0, 0.1], [0.9, 0.1, 0.0]])
+def test_no_validation_or_no_test(options: dict[str, Any], shares: list[float]) -> None:
+    options["eval_args"] = {**SPLIT, "split": {"RS": shares}}
+    result = run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal"})
+    assert len(result.history) == 2
+    assert bool(result.test_result) == (shares[2] > 0)
+    assert bool(result.best_valid_result) == (shares[1] > 0)
+
+
+def test_files_that_benchmark_filename_names(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"There is no file .*mine\.train\.inter, though benchmark_filename names it"):
+        run_recbole(
+            "GMF",
+            "mine",
+            config_dict={**options, "denoiser": "normal", "benchmark_filename": ["train", "valid", "test"]},
+        )
 
 
 # The trainer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from logging import getLogger
 from typing import Any
@@ -11,6 +11,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_logger, init_seed, set_color
 
 from recdenoise.errors import UserError
+from recdenoise.recbole_adapter.atomic_files import check_inter_files, explain
 from recdenoise.recbole_adapter.flag import loop_config, read_flag
 from recdenoise.recbole_adapter.recbole_config import build_config, resolve_model
 from recdenoise.recbole_adapter.scorers import scorer_for
@@ -94,13 +95,13 @@ def run_recbole(
     init_logger(config)
     logger = getLogger()
     logger.info(config)
-    data = create_dataset(config)
+    data = _guarded(flag is not None, config, create_dataset)
     logger.info(data)
     if flag is not None and config["eval_batch_size"] == RECBOLE_EVAL_BATCH:
         # The values are the same for any block of users; only the time differs. Scorers bound their own memory, as
         # RecBole's pair-by-pair models do not.
         config["eval_batch_size"] = max(RECBOLE_EVAL_BATCH, min(USERS_PER_BLOCK * data.item_num, SCORES_PER_BLOCK))
-    train_data, valid_data, test_data = data_preparation(config, data)
+    train_data, valid_data, test_data = _guarded(flag is not None, config, data_preparation, data)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     build = cls if flag is None else partial(build_network, cls)
     network = build(config, train_data._dataset).to(config["device"])
@@ -121,6 +122,20 @@ def run_recbole(
     if config["local_rank"] == 0 and queue is not None:
         queue.put(values)
     return RecBoleResult(values, config, network, trainer)
+
+
+def _guarded(denoises: bool, config: Any, step: Callable[..., Any], *data: Any) -> Any:
+    """One of RecBole's steps with its mistakes in one sentence; without a denoiser they are RecBole's own."""
+    if not denoises:
+        return step(config, *data)
+    if not data:
+        check_inter_files(config)
+    try:
+        return step(config, *data)
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise explain(config, error, *data) from error
 
 
 def _trainer(config: Any, network: Any, denoises: bool) -> Any:

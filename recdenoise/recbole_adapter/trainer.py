@@ -106,9 +106,16 @@ def pointwise_note(model: type, method: str) -> str | None:
     )
 
 
-def check_measured(config: Any, selectors: Sequence[str]) -> None:
-    """Refuse a selector that RecBole's evaluator will not give. Raises ``UserError``."""
+def check_measured(config: Any, selectors: Sequence[str], n_items: int) -> None:
+    """Refuse a selector that RecBole's evaluator will not give, and a cut-off beyond the catalogue.
+
+    Raises:
+        UserError: naming either, and what there is.
+    """
     metrics, topk = config["metrics"], config["topk"]
+    deepest = max([topk] if isinstance(topk, int) else topk or [0])
+    if deepest > n_items:
+        raise UserError(f"topk holds {deepest}, but only {n_items} items can be ranked.")
     metrics = [metrics] if isinstance(metrics, str) else metrics
     names = {f"{metric}@{k}".lower() for metric in metrics for k in ([topk] if isinstance(topk, int) else topk or [])}
     missing = sorted({check_selector(s) for s in selectors} - {"last", *LOSSES} - names)
@@ -228,7 +235,7 @@ class DenoisingTrainer(Trainer):
         self.denoiser = self.method(self.task, self.method_config)
         settings = loop_config(config_view(self.config), validates=bool(valid_data))
         selectors = [stage.selector or settings.selector for stage in self.denoiser.stages()]
-        check_measured(self.config, selectors)
+        check_measured(self.config, selectors, dataset.item_num - 1)
         self.many_stages = len(selectors) > 1
         self.callback = callback_fn
         validation = _Validation(self, valid_data) if valid_data else None
@@ -306,7 +313,7 @@ class DenoisingTrainer(Trainer):
         if row_idx is None:
             raise UserError("eval_args.mode is 'labeled'; denoisers rank: use full, uniN or popN.")
         scores = torch.full((int(positive_u[-1]) + 1, self.tot_item_num), -torch.inf, device=self.device)
-        scores[row_idx, items] = flat
+        scores[row_idx.to(self.device), items] = flat
         return interaction, scores, positive_u, positive_i
 
 

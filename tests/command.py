@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from pathlib import Path
 
 from click.testing import CliRunner, Result
@@ -40,3 +41,19 @@ def mistake(*words: str | Path) -> str:
     assert lines[0].startswith("recdenoise: ")
     assert "Traceback" not in result.output
     return lines[0].removeprefix("recdenoise: ")
+
+
+FAST = ("--set", "epochs=2", "--set", "train_batch_size=64", "--set", "embedding_size=8", "--quiet")
+
+
+def train(built: Path, *words: str, model: str = "GMF") -> str:
+    """Train on a built folder, fast, and return what was printed."""
+    return output("train", "--model", model, "--dataset", str(built), *FAST, *words)
+
+
+def figures(printed: str) -> dict[str, list[float]]:
+    """The rows of a printed table of metrics."""
+    rows = [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in printed.splitlines() if line[:1] in "│┃"
+    ]
+    return {row[0]: [float(cell) for cell in row[1:]] for row in rows[1:] if len(row) > 1}

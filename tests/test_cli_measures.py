@@ -119,6 +119,10 @@ def test_strangers_are_counted_and_reported(tmp_path: Path, here: Path) -> None:
     assert "unseen_items: 1" in printed
     assert "unknown_test_rows: 1" in printed
     assert set(figures(printed)) == {"all", "warm", "cold"}
+    # The clean protocol reports strangers too, and leaves them out of the mean.
+    clean = output("evaluate", "a", "--protocol", "clean")
+    assert "unseen_users: 1" in clean
+    assert set(figures(clean)) == {"all"}
     assert "late" in output("recommend", "a", "--users", "late", "--k", "2")
 
 

@@ -108,6 +108,31 @@ def test_a_signal_stops_between_steps_and_resume_ends_alike(tmp_path: Path, meth
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_the_best_epoch_survives_a_stop_after_it(tmp_path: Path) -> None:
+    """The first epoch stays the best; patience that had begun to run out before the stop goes on running out after."""
+
+    def worse_every_epoch(loop: Loop) -> None:
+        loop.validate = lambda score, wanted: {"ndcg@5": 1.0 / (1 + loop.position.epoch)}
+
+    config: dict[str, Any] = {"epochs": 9, "selector": "ndcg@5", "patience": 3}
+    whole = trainer(**config)
+    worse_every_epoch(whole)
+    history = whole.run()
+    assert len(history) == 4
+    first = trainer(**{**config, "epochs": 1})
+    first.run()
+    assert same(weights(whole), weights(first))
+    cut = trainer(checkpoint_path=tmp_path / "c.pt", observer=Stop(history[0]["steps"] * 2 + 1), **config)
+    worse_every_epoch(cut)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    rest = trainer(checkpoint_path=tmp_path / "c.pt", **config)
+    worse_every_epoch(rest)
+    assert rest.resume()
+    assert len(rest.run()) == 4
+    assert same(weights(whole), weights(rest))
+
+
 def test_a_second_signal_interrupts_at_once() -> None:
     recorder = Recorder()
 

@@ -122,7 +122,8 @@ def test_strangers_are_counted_and_reported(tmp_path: Path, here: Path) -> None:
     # The clean protocol reports strangers too, and leaves them out of the mean.
     clean = output("evaluate", "a", "--protocol", "clean")
     assert "unseen_users: 1" in clean
-    assert set(figures(clean)) == {"all"}
+    assert figures(clean)["all"] == figures(clean)["warm"] != figures(clean)["cold"]
+    assert figures(printed)["all"] != figures(printed)["warm"]
     assert "late" in output("recommend", "a", "--users", "late", "--k", "2")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder: RecBole writes its logs and checkpoints wherever the process stands."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong is found before a data set is opened or built."""
+
+    from recdenoise.recbole_adapter import experiment
+
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr(experiment, "load_split", opened)
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A finished run that may be spoiled."""
+    return shutil.copytree(trained, tmp_path / "run")

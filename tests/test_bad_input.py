@@ -17,22 +17,6 @@ BASE = ("--model", "GMF", "--dataset", "ml-100k")
 FAST = ("--set", "epochs=1", "--set", "train_batch_size=64", "--quiet")
 
 
-@pytest.fixture
-def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is wrong is found before a data set is opened or built."""
-
-    def opened(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("data was read")
-
-    monkeypatch.setattr(experiment, "load_split", opened)
-
-
-@pytest.fixture
-def copied(trained: Path, tmp_path: Path) -> Path:
-    """A finished run that may be spoiled."""
-    return shutil.copytree(trained, tmp_path / "run")
-
-
 # Words that cannot work
 
 

@@ -144,6 +144,27 @@ def test_a_killed_study_goes_on_as_one_that_was_not(
     ]
 
 
+def test_the_first_trial_is_the_published_setting(fake: FakeTraining, tmp_path: Path) -> None:
+    assert spec_of("normal").first == {"denoiser.l2": 0.1}
+    published = {"denoiser.l2": 0.1, "denoiser.c_1": 1000.0, "denoiser.c_2": 1000.0, "denoiser.alpha": 1.0}
+    assert spec_of().first == published
+    assert choices(run_study(spec_of(), tmp_path / "x.db", 3))[0] == published
+    assert spec_of("r_ce").first == {}  # nothing is published for it
+    assert spec_of(search={"denoiser.c_1": [5.0]}).first == {}  # the published value is not among those searched
+
+
+def test_a_first_trial_that_was_interrupted_is_tried_again(
+    fake: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "train_and_validate", FakeTraining(stop_at=0))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec_of(), tmp_path / "x.db", 4)
+    monkeypatch.setattr(tuning, "train_and_validate", fake)
+    found = choices(run_study(spec_of(), tmp_path / "x.db", 4))
+    assert found[0] == spec_of().first
+    assert found == choices(run_study(spec_of(), tmp_path / "whole.db", 4))
+
+
 def test_a_process_that_was_killed_leaves_no_trial_behind(fake: FakeTraining, tmp_path: Path) -> None:
     study = tuning.open_study(spec_of(), tmp_path / "x.db")
     study.ask()  # as if the process had died while training

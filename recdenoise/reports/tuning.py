@@ -52,6 +52,18 @@ def default_epochs(dataset: str, model: str) -> int:
     return max(int(DEFAULTS["epochs"]), 2 * max(published, default=0))
 
 
+def published_choice(dataset: str, model: str, denoiser: str, space: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The preset's values of the options that are searched; empty where there is no preset or it leaves the space."""
+    name = Path(dataset).name
+    if (name, model, denoiser) not in presets.available():
+        return {}
+    defaults = denoisers.get(denoiser).Config().to_dict()
+    published = {f"denoiser.{key}": value for key, value in defaults.items()}
+    published |= flat_options(presets.load("paper", name, model, denoiser))
+    choice = {key: published.get(key) for key in space}
+    return choice if all(value in space[key] for key, value in choice.items()) else {}
+
+
 @dataclass(frozen=True)
 class StudySpec:
     """A search, the same for every method but for the method's own options.
@@ -62,6 +74,8 @@ class StudySpec:
         seed: of the sampler and of every trial's training.
         options: fixed in every run, with RecBole's keys and a nested ``denoiser``.
         space: option in dotted form to its values.
+        first: the first trial's choice: the published settings, where the space holds them; empty leaves it to the
+            sampler. A short search of a large space would otherwise hardly ever see them.
     """
 
     model: str
@@ -72,6 +86,7 @@ class StudySpec:
     seed: int = FIRST_SEED
     options: Mapping[str, Any] = field(default_factory=dict)
     space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    first: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -93,6 +108,7 @@ class StudySpec:
         plain = {"model": self.model, "dataset": Path(self.dataset).name, "protocol": self.protocol}
         plain |= {"denoiser": self.denoiser, "selector": self.selector}
         more = {"seed": self.seed, "options": self.options, "space": {k: list(v) for k, v in self.space.items()}}
+        more["first"] = dict(self.first)
         return json.loads(json.dumps({**plain, **more}))  # type: ignore[no-any-return]
 
 
@@ -132,7 +148,8 @@ def make_spec(
     space |= {key: tuple(values) for key, values in (search or {}).items()}
     if not space:
         raise UserError("Every option of the search is fixed by --set; leave one free or add --search KEY=V1,V2.")
-    spec = StudySpec(model, dataset, protocol, denoiser, selector, seed, fixed, space)
+    first = published_choice(dataset, model, denoiser, space)
+    spec = StudySpec(model, dataset, protocol, denoiser, selector, seed, fixed, space, first)
     for key, values in space.items():
         for value in values:
             spec.settings({k: value if k == key else v[0] for k, v in space.items()}, seed)
@@ -241,6 +258,8 @@ def run_study(
     if log is not None:
         checkpoint.write_text(log, trials_csv(study, spec))
     while (place := len(counted(study))) < trials:
+        if place == 0 and spec.first and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            study.enqueue_trial(dict(spec.first))
         study.sampler = optuna.samplers.TPESampler(seed=derive(spec.seed, "trial", place) % 2**32)
         trial = study.ask()
         parameters = {key: trial.suggest_categorical(key, list(values)) for key, values in spec.space.items()}

@@ -245,7 +245,7 @@ def test_deca_p_prior_is_frozen_and_comes_from_another_seed() -> None:
     copied = denoisers.get("deca_p")(task, {"compat": "paper_code"})
     assert torch.equal(copied.target.user.weight, copied.prior.user.weight)  # type: ignore[union-attr]
     prior_stage, main_stage = denoiser.stages()
-    assert (prior_stage.selector, prior_stage.watch) == ("loss", "prior")
+    assert (prior_stage.selector, prior_stage.watch) == (None, "prior")
     assert "prior" not in main_stage.train
 
 

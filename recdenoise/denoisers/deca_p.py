@@ -23,14 +23,15 @@ class DeCAPConfig(CrossModelConfig):
     prior_epochs: int | None = None
     """Epochs of the prior; null takes the run's."""
 
-    prior_selector: str = "loss"
-    """How the prior's epoch is chosen: a prior that has memorised the noise teaches it."""
+    prior_selector: str | None = None
+    """How the prior's epoch is chosen; null takes the run's way, so that the prior is what Normal would be."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prior_epochs is not None:
             require(self.prior_epochs >= 1, "prior_epochs", self.prior_epochs, "1 or more")
-        check_selector(self.prior_selector)
+        if self.prior_selector is not None:
+            check_selector(self.prior_selector)
 
 
 class DeCAP(CrossModel):

@@ -275,8 +275,8 @@ def test_further_values_are_recorded_but_do_not_choose() -> None:
 
 def test_selectors_need_validation_data() -> None:
     task = ToyTask()
+    with pytest.raises(UserError, match="Selector 'loss' needs validation data"):
         Loop(denoisers.get("deca_p")(task, {"prior_selector": "loss"}), task, LoopConfig(selector="last"))
-        Loop(denoisers.get("deca_p")(task), task, LoopConfig(selector="last"))
 
 
 @pytest.mark.parametrize(

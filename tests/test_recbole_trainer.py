@@ -56,7 +56,7 @@ def test_callback_gets_recboles_arguments(options: dict[str, Any]) -> None:
     config, network, (train, valid, _) = prepared("GMF", {**options, "denoiser": "deca_p", "epochs": 3})
     trainer = DenoisingTrainer(config, network)
     best, result = trainer.fit(train, valid, callback_fn=lambda epoch, score: calls.append((epoch, score)))
-    # The prior's three epochs are chosen by their loss: there is no score to report.
+    # The prior's three epochs rank too, but their score is not the target's.
     assert [epoch for epoch, _ in calls] == [3, 4, 5]
     assert best == result["ndcg@10"] == pytest.approx(max(score for _, score in calls), abs=5e-5)
 

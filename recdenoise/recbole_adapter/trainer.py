@@ -134,11 +134,14 @@ class RecBoleObserver(Observer):
         self.bar: Any = None
         self.steps = 0
         self.epoch = 0
+        self.scored = False
         self.started = time()
 
     def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
         self.steps = steps_per_epoch
         self.started = time()
+        assert self.trainer.denoiser is not None
+        self.scored = stage.name == self.trainer.denoiser.stages()[-1].name
         if self.verbose and self.trainer.many_stages:
             self.trainer.logger.info(f"Stage {stage.name}: {epochs} epochs of {steps_per_epoch} steps")
 
@@ -168,7 +171,7 @@ class RecBoleObserver(Observer):
             shown = "    ".join(f"{name} : {value:.4f}" for name, value in values.items())
             trainer.logger.info(set_color("valid result", "blue") + f": {shown}")
         score = values.get(trainer.valid_metric)
-        if score is not None:  # a prior's stage is chosen by its loss: no score that a caller could compare
+        if score is not None and self.scored:  # how a prior ranks is not the score that a caller compares
             trainer.tensorboard.add_scalar("Vaild_score", score, index)  # RecBole's own spelling
             if trainer.callback is not None:
                 trainer.callback(index, score)

@@ -14,6 +14,7 @@ import click
 from recdenoise import __version__
 from recdenoise.errors import UserError
 from recdenoise.mistakes import Group
+from recdenoise.own_data_commands import OWN_DATA
 from recdenoise.plugins import load_plugins
 from recdenoise.reports.commands import benchmark, tune
 
@@ -395,6 +396,8 @@ def data_verify(folder: Path) -> None:
 
 cli.add_command(benchmark)
 cli.add_command(tune)
+for own in OWN_DATA:
+    cli.add_command(own)
 
 main: Callable[[], Any] = cli
 

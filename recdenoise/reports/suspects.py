@@ -1,0 +1,178 @@
+"""Training interactions from the most suspicious to the least, beside what is known about them."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recdenoise import detection
+from recdenoise.errors import UserError
+from recdenoise.own_data import INJECTED, read_inter
+from recdenoise.reports.inspection import probability_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from recdenoise.recbole_adapter.experiment import Run
+
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+RULE = re.compile(r"\s*(?P<column>\w+)\s*(?P<sign>>=|<=|==|!=|>|<)\s*(?P<value>[-+.\deE]+)\s*")
+
+
+@dataclass(frozen=True)
+class KnownNoise:
+    """Which training rows are known to be noise, and how that is known.
+
+    Attributes:
+        flags: ``(n,)`` booleans, in the order of the training file.
+        words: for people: ``injected is 1``, ``not rating >= 5``.
+    """
+
+    flags: NDArray[np.bool_]
+    words: str
+
+
+def suspect_table(run: Run, known: KnownNoise | None = None) -> pd.DataFrame:
+    """Every training row with ``p_noise`` = 1 - P(y = 1 | observed), the most suspicious first.
+
+    Methods without a posterior of their own (all but DeCA) take the probability that they give the pair. The loss of an
+    observed pair is its negative logarithm, so their order is that of the losses, the largest first. Rows with one
+    probability keep the order of the file.
+
+    Args:
+        run: trained.
+        known: adds a column ``noise`` of 0 and 1.
+
+    Returns:
+        Columns row (place in the training file, from 0), user, item, rating (where the data has one), p_noise, noise.
+
+    Raises:
+        UserError: the method says nothing about single labels.
+    """
+    table = probability_table(run)
+    table.insert(0, "row", np.arange(len(table)))
+    # Sorted before the subtraction: 1 - p is the same number for all p below 1e-16.
+    order = np.argsort(table["p_clean"].to_numpy(), kind="stable")
+    table["p_noise"] = 1.0 - table.pop("p_clean").to_numpy().astype(np.float64)
+    if known is not None:
+        table["noise"] = known.flags.astype(int)
+    return table.iloc[order].reset_index(drop=True)
+
+
+def measure(run: Run, known: KnownNoise) -> detection.Detection:
+    """How well a run tells the noise that is known. Raises ``UserError`` where all or no rows are noise."""
+    probability = probability_table(run)["p_clean"].to_numpy()
+    return detection.measure(-probability.astype(np.float64), known.flags)
+
+
+def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> KnownNoise | None:
+    """What the training file knows about its rows.
+
+    Args:
+        run: any run on a built folder.
+        flag: a column that holds 1 for noise and 0 for the rest.
+        clean: a rule such as ``rating >= 5`` that clean rows meet; injected rows are noise whatever they meet.
+
+    Returns:
+        Without ``flag`` and ``clean``: injected rows where there are some, else rows rated lower than every row of the
+        clean test, else ``None``.
+
+    Raises:
+        UserError: both are given, there is no such column, it holds something else, or a rule that is none.
+    """
+    if flag is not None and clean is not None:
+        raise UserError("Give --flag or --clean, not both.")
+    path = train_file(run)
+    columns = train_columns(run)
+    if flag is not None:
+        return KnownNoise(flagged(columns, flag, path), f"{flag} is 1")
+    if clean is not None:
+        noise = ~meets(columns, clean, path)
+        if INJECTED in columns:
+            noise |= flagged(columns, INJECTED, path)
+        return KnownNoise(noise, f"not {clean}")
+    if INJECTED in columns:
+        return KnownNoise(flagged(columns, INJECTED, path), f"{INJECTED} is 1")
+    rating = str(run.data.config["RATING_FIELD"])
+    test_path = path.with_name(f"{run.data.name}.clean_test.inter")
+    test = read_inter(test_path).rows
+    if rating not in columns or rating not in test:
+        return None
+    least = float(numbers(test, rating, test_path).min())
+    noise = numbers(columns, rating, path) < least
+    return KnownNoise(noise, f"{rating} below {least:g}, the least of the clean test") if noise.any() else None
+
+
+def train_file(run: Run) -> Path:
+    """Where a run's training rows come from."""
+    return run.data.folder / f"{run.data.name}.train.inter"
+
+
+def train_columns(run: Run) -> pd.DataFrame:
+    """The training file's columns as text, a row for every row of the run.
+
+    Raises:
+        UserError: the run's rows are not the file's, because its configuration filters them.
+    """
+    path = train_file(run)
+    table = read_inter(path).rows
+    fields = (run.data.dataset.uid_field, run.data.dataset.iid_field)
+    tokens = (run.data.user_tokens, run.data.item_tokens)
+    same = len(table) == len(run.data.train[0]) and all(
+        bool((names[ids.numpy()].astype(str) == table[field].to_numpy(dtype=object)).all())
+        for field, names, ids in zip(fields, tokens, run.data.train, strict=True)
+    )
+    if not same:
+        raise UserError(f"The run does not train on the rows of {path} as they stand, so its columns do not apply.")
+    return table
+
+
+def numbers(columns: pd.DataFrame, column: str, path: Path) -> NDArray[np.float64]:
+    """A column as numbers. Raises ``UserError`` that names file, line and column, or lists the columns there are."""
+    import pandas as pd
+
+    if column not in columns:
+        raise UserError(f"{path} has no column {column!r}; it has {', '.join(columns)}.")
+    values = pd.to_numeric(columns[column], errors="coerce").to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(np.isnan(values))
+    if len(bad):
+        told = f"{columns[column].iloc[bad[0]]!r} in column {column!r}"
+        raise UserError(f"{path}, line {bad[0] + 2}: {told} is not a number.")
+    return values
+
+
+def flagged(columns: pd.DataFrame, column: str, path: Path) -> NDArray[np.bool_]:
+    """Where a column of 0 and 1 holds 1. Raises ``UserError`` as :func:`numbers`, or for any other number."""
+    values = numbers(columns, column, path)
+    bad = np.flatnonzero((values != 0) & (values != 1))
+    if len(bad):
+        told = f"column {column!r} holds {values[bad[0]]:g}"
+        raise UserError(f"{path}, line {bad[0] + 2}: {told}, and a flag is 0 or 1; --clean takes a rule.")
+    return values == 1
+
+
+def meets(columns: pd.DataFrame, rule: str, path: Path) -> NDArray[np.bool_]:
+    """Which rows meet a rule such as ``rating >= 5``. Raises ``UserError`` as :func:`numbers`, or for no rule."""
+    found = RULE.fullmatch(rule)
+    try:
+        value = float(found["value"]) if found else None
+    except ValueError:
+        value = None
+    if found is None or value is None:
+        raise UserError(f"--clean {rule!r} must read COLUMN SIGN NUMBER, for example --clean 'rating >= 5'.")
+    result: NDArray[np.bool_] = COMPARISONS[found["sign"]](numbers(columns, found["column"], path), value)
+    return result

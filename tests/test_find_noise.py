@@ -1,0 +1,194 @@
+"""`find-noise`: the order and the file, what is known about noise and how, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recdenoise import detection
+from recdenoise.errors import UserError
+from recdenoise.recbole_adapter.experiment import Run, load
+from recdenoise.reports import suspects
+from tests.built_folder import Split, splits, write_built
+from tests.command import mistake, output, train
+
+
+@pytest.fixture(scope="module")
+def loaded(trained: Path) -> Run:
+    return load(trained)
+
+
+def ratings() -> np.ndarray:
+    return np.asarray(splits("paper")["train"].ratings)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_all_interactions_are_ranked_and_written(trained: Path, loaded: Run, here: Path, ending: str) -> None:
+    path = here / f"s.{ending}"
+    printed = output("find-noise", trained, "--out", path, "--top", "3")
+    table = pd.read_csv(path) if ending == "csv" else pd.read_parquet(path)
+    assert list(table.columns) == ["row", "user", "item", "rating", "p_noise", "noise"]
+    part = splits("paper")["train"]
+    assert sorted(table["row"]) == list(range(len(part)))
+    np.testing.assert_array_equal(table["user"], part.users[table["row"]])
+    np.testing.assert_array_equal(table["item"], part.items[table["row"]])
+    p_clean = loaded.denoiser.clean_probability().double().numpy()
+    np.testing.assert_allclose(table["p_noise"], 1 - p_clean[table["row"]], rtol=1e-9)
+    assert table["p_noise"].is_monotonic_decreasing
+    first = table.iloc[0]
+    assert re.search(rf"│ 1 +│ {first.user} +│ {first['item']} +│ {first.rating:g} +│ {first.p_noise:.4f} ", printed)
+    assert "3 most suspicious of 400 training interactions" in printed
+    assert "│ 4 " not in printed
+
+
+def test_measures_are_printed_and_written(trained: Path, loaded: Run, here: Path) -> None:
+    printed = output("find-noise", trained, "--clean", "rating >= 5", "--json", "m.json", "--out", "s.csv")
+    noise = ratings() < 5
+    expected = detection.measure(-loaded.denoiser.clean_probability().numpy(), noise)
+    assert f"not rating >= 5, {noise.sum()} of 400 rows" in printed
+    assert f"│ this ranking │ {expected.auc:.4f} │ {expected.average_precision:.4f} " in printed
+    assert f"│ guessing     │ 0.5000 │ {noise.mean():.4f} " in printed
+    record = json.loads((here / "m.json").read_text())
+    assert record.pop("known") == "not rating >= 5"
+    assert record == pytest.approx(expected.to_dict())
+    assert pd.read_csv("s.csv")["noise"].sum() == noise.sum()
+
+
+def test_without_a_rule_ratings_below_those_of_the_clean_test_are_noise(loaded: Run) -> None:
+    known = suspects.known_noise(loaded)
+    assert known is not None
+    assert known.words == "rating below 5, the least of the clean test"
+    np.testing.assert_array_equal(known.flags, ratings() < 5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "clean"),
+    [
+        ("rating >= 5", ratings() >= 5),
+        ("rating>4.5", ratings() > 4.5),
+        (" rating != 2 ", ratings() != 2),
+        ("rating == 2", ratings() == 2),
+        ("rating < 5e0", ratings() < 5),
+        ("rating <= +2", ratings() <= 2),
+    ],
+)
+def test_rules(loaded: Run, rule: str, clean: np.ndarray) -> None:
+    known = suspects.known_noise(loaded, clean=rule)
+    assert known is not None
+    np.testing.assert_array_equal(known.flags, ~clean)
+
+
+def test_a_plain_method_ranks_by_its_loss(built: Path, here: Path) -> None:
+    train(built, "--denoiser", "normal", "--set", "learning_rate=0.05", "--out", "n")
+    output("find-noise", "n")
+    run = load(here / "n")
+    from recdenoise.recbole_adapter.loaders import Pairs
+
+    with torch.no_grad():
+        loss = torch.nn.functional.softplus(-run.denoiser.score(Pairs(*run.data.train)))
+    table = pd.read_csv(here / "n" / "suspects.csv")
+    in_order = loss[torch.as_tensor(table["row"].to_numpy())]
+    assert bool((in_order.diff() <= 1e-6).all())
+    assert in_order[0] > in_order[-1] + 1e-3
+
+
+def test_suspicion_beyond_the_reach_of_one_minus_p_keeps_its_order(
+    loaded: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, and for p below 1e-16 in float64 too, 1 - p is 1 for all of these."""
+    p = torch.full((400,), 0.5)
+    p[7], p[8], p[9] = 1e-20, 1e-30, 1e-10
+    monkeypatch.setattr(loaded.denoiser, "clean_probability", lambda: p)
+    table = suspects.suspect_table(loaded)
+    assert table["row"].tolist()[:4] == [8, 7, 9, 0]
+    known = suspects.KnownNoise(np.arange(400) == 8, "")
+    assert suspects.measure(loaded, known).auc == 1.0
+
+
+def flagless(tmp_path: Path, column: bytes | None = None, cell: bytes = b"0") -> Path:
+    """A folder whose training rows all have rating 5, so that nothing is known, or a column more."""
+    import hashlib
+
+    def edit(parts: Split) -> None:
+        np.asarray(parts["train"].ratings)[:] = 5
+
+    folder = write_built(tmp_path / "d", ("paper",), edit) / "paper" / "tiny"
+    if column is not None:
+        path = folder / "tiny.train.inter"
+        lines = path.read_bytes().splitlines()
+        cells = [column, b"1", cell] + [b"0"] * (len(lines) - 3)
+        path.write_bytes(b"".join(a + b"\t" + b + b"\n" for a, b in zip(lines, cells, strict=True)))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder.parent.parent
+
+
+def test_where_no_noise_is_known_the_ranking_is_all(tmp_path: Path, here: Path) -> None:
+    train(flagless(tmp_path), "--out", "n")
+    printed = output("find-noise", "n", "--top", "0")
+    assert "No noise is known here" in printed
+    assert "most suspicious" not in printed
+    assert "noise" not in pd.read_csv("n/suspects.csv")
+    assert "nothing to write" in mistake("find-noise", "n", "--json", "m.json")
+    assert "none are noise" in mistake("find-noise", "n", "--clean", "rating >= 5")
+    assert "all are noise" in mistake("find-noise", "n", "--clean", "rating < 5")
+
+
+def test_a_flag_column_of_ones_own_is_joined_by_row(tmp_path: Path, here: Path) -> None:
+    train(flagless(tmp_path, b"bot:float"), "--out", "n")
+    assert "bot is 1, 1 of 400 rows" in output("find-noise", "n", "--flag", "bot")
+    table = pd.read_csv("n/suspects.csv")
+    assert table.loc[table["noise"] == 1, "row"].tolist() == [0]
+
+
+@pytest.mark.parametrize(("cell", "said"), [(b"2", "holds 2, and a flag is 0 or 1"), (b"x", "'x' in column 'bot'")])
+def test_a_flag_that_is_none_is_named_by_its_line(tmp_path: Path, here: Path, cell: bytes, said: str) -> None:
+    train(flagless(tmp_path, b"bot:token", cell), "--out", "n")
+    message = mistake("find-noise", "n", "--flag", "bot")
+    assert said in message
+    assert "tiny.train.inter, line 3:" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--flag", "bot"), "has no column 'bot'; it has user_id, item_id, rating."),
+        (("--flag", "rating"), "line 2: column 'rating' holds"),
+        (("--flag", "rating", "--clean", "rating >= 5"), "--flag or --clean, not both"),
+        (("--clean", "stars >= 5"), "has no column 'stars'; it has user_id, item_id, rating."),
+        (("--clean", "user_id > 1"), "'u1' in column 'user_id' is not a number"),
+        (("--clean", "rating"), "'rating' must read COLUMN SIGN NUMBER"),
+        (("--clean", "rating >= five"), "must read COLUMN SIGN NUMBER"),
+        (("--clean", "rating >= 5 or True"), "must read COLUMN SIGN NUMBER"),
+        (("--clean", "rating >= 1e"), "must read COLUMN SIGN NUMBER"),
+        (("--clean", "rating >= 1"), "none are noise"),
+        (("--out", "s.txt"), "s.txt must end in .parquet or .csv"),
+        (("--top", "-1"), "-1 is not in the range"),
+    ],
+)
+def test_mistakes_write_nothing(trained: Path, here: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in mistake("find-noise", trained, *words)
+    assert not list(here.iterdir())
+    assert not (trained / "suspects.csv").exists()
+
+
+def test_a_run_that_filters_its_rows_is_refused(loaded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    users, items = loaded.data.train
+    monkeypatch.setattr(suspects, "probability_table", lambda run: pd.DataFrame({"p_clean": np.zeros(len(users))}))
+    object.__setattr__(loaded.data, "train", (users.flip(0), items.flip(0)))
+    try:
+        with pytest.raises(UserError, match="does not train on the rows of"):
+            suspects.known_noise(loaded)
+    finally:
+        object.__setattr__(loaded.data, "train", (users, items))
+
+
+def test_a_folder_that_is_no_run(here: Path) -> None:
+    assert "is not a run" in mistake("find-noise", here)

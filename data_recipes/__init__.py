@@ -6,9 +6,10 @@ Needs NumPy alone. A recipe is one file that ends in a :class:`Recipe`, and one 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
-from data_recipes import ml_100k
+from data_recipes import adressa, market_bias, ml_100k
 from data_recipes.errors import RecipeError
 from data_recipes.manifest import SUMMARY_COLUMNS, load_manifest, summary_rows, verify_folder
 from data_recipes.publish import write_folder
@@ -27,7 +28,7 @@ __all__ = [
     "verify_folder",
 ]
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (ml_100k.RECIPE,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (ml_100k.RECIPE, *market_bias.RECIPES, adressa.RECIPE)}
 """Every recipe by name."""
 
 
@@ -41,16 +42,19 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     close = difflib.get_close_matches(str(name), RECIPES, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise RecipeError(f"Unknown recipe {name!r}.{hint} Valid: {', '.join(sorted(RECIPES))}.")
+    raise RecipeError(f"Unknown recipe {name!r}.{hint} Valid: {', '.join(RECIPES)}.")
 
 
-def build(name: str, out: str | Path, source: str | Path | None = None) -> list[Path]:
-    """Build every protocol of a recipe under ``out``; complete folders that are there already stay as they are.
+def build(
+    name: str, out: str | Path, source: str | Path | None = None, protocols: Sequence[str] | None = None
+) -> list[Path]:
+    """Build protocols of a recipe under ``out``; complete folders that are there already stay as they are.
 
     Args:
         name: a name in :data:`RECIPES`.
         out: output folder; made where absent.
         source: the raw file, or a folder with it, in place of the recipe's own.
+        protocols: which to build; None takes all.
 
     Returns:
         The folders, one per protocol in the recipe's order: ``out/<protocol>/<dataset>``. For RecBole, ``data_path`` is
@@ -58,8 +62,12 @@ def build(name: str, out: str | Path, source: str | Path | None = None) -> list[
         called ml-100k, so there ``config["data_path"]`` has to be set to the folder once the Config is made.
 
     Raises:
-        RecipeError: unknown name, unusable source, or an output folder that cannot be written or is taken.
+        RecipeError: unknown name or protocol, unusable source, or an output folder that cannot be written or is taken.
     """
     recipe = find_recipe(name)
-    folders = recipe.build(None if source is None else Path(source))
+    wanted = recipe.protocols if protocols is None else tuple(protocols)
+    for protocol in wanted:
+        if protocol not in recipe.protocols:
+            raise RecipeError(f"{name} has no protocol {protocol!r}. Valid: {', '.join(recipe.protocols)}.")
+    folders = recipe.build(None if source is None else Path(source), wanted)
     return [write_folder(folder, Path(out)) for folder in folders]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any
@@ -24,11 +24,18 @@ class Interactions:
 
     users: np.ndarray
     items: np.ndarray
-    ratings: np.ndarray
+    ratings: np.ndarray | None = None
     timestamps: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def rated(self) -> np.ndarray:
+        """The ratings of interactions that must have them."""
+        if self.ratings is None:
+            raise ValueError("these interactions have no ratings")
+        return self.ratings
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return the columns that are present, by name, in the order of an atomic file."""
@@ -39,6 +46,16 @@ class Interactions:
         """Return the interactions at ``rows`` (integer positions, in that order)."""
         return Interactions(**{name: column[rows] for name, column in self.columns().items()})
 
+    def pairs(self) -> Interactions:
+        """Return users and items alone."""
+        return Interactions(self.users, self.items)
+
+    @classmethod
+    def join(cls, parts: Iterable[Interactions]) -> Interactions:
+        """Return the users and items of all ``parts``, one after the other."""
+        parts = list(parts)
+        return cls(np.concatenate([part.users for part in parts]), np.concatenate([part.items for part in parts]))
+
 
 def inter_file(part: Interactions) -> bytes:
     """Write interactions as a RecBole ``.inter`` file: typed header, tab separated, newline ended, ids as tokens."""
@@ -46,6 +63,11 @@ def inter_file(part: Interactions) -> bytes:
     header = "\t".join(ATOMIC_FIELDS[name] for name in columns)
     rows = zip(*(map(str, column.tolist()) for column in columns.values()), strict=True)
     return "\n".join([header, *map("\t".join, rows), ""]).encode()
+
+
+def id_file(header: str, ids: np.ndarray) -> bytes:
+    """Write a RecBole ``.user`` or ``.item`` file that lists ids: with it RecBole knows those of no interaction too."""
+    return "\n".join([header, *map(str, ids.tolist()), ""]).encode()
 
 
 def sparsity(users: int, items: int, rows: int) -> float:

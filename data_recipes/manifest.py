@@ -36,8 +36,11 @@ SUMMARY_COLUMNS = (
 """Headings of the rows of :func:`summary_rows`."""
 
 
-def sha256(data: bytes) -> str:
-    """Return the sha256 of ``data`` in hexadecimal."""
+def sha256(data: bytes | Path) -> str:
+    """Return the sha256 of bytes, or of a file's, in hexadecimal."""
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(data).hexdigest()
 
 
@@ -61,11 +64,12 @@ def describe(
     *,
     reference: Mapping[str, Any],
     source: Interactions,
-    source_sha256: str,
+    source_sha256: str | Mapping[str, str],
     splits: Mapping[str, Interactions],
     dropped: Mapping[str, int],
     notes: Sequence[str],
     seed: int | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Gather a protocol's manifest, all but the files' sha256.
 
@@ -76,25 +80,29 @@ def describe(
         protocol: name of the protocol.
         reference: published totals: name, users, items, rows, sparsity.
         source: all interactions of the raw file.
-        source_sha256: sha256 of the raw rows.
+        source_sha256: sha256 of the raw rows, or of each raw file's rows by its name.
         splits: interactions of each split; ``train`` among them.
         dropped: rows that the protocol removed, by split.
         notes: sentences that a reader of the figures must know.
         seed: of a random split, else None.
+        dataset: the dataset's name where it is not the recipe's.
     """
     counts, overlaps = count_splits(splits)
     return {
         "recipe": recipe.name,
         "version": recipe.version,
         "protocol": protocol,
-        "dataset": recipe.name,
+        "dataset": dataset or recipe.name,
         "title": recipe.title,
         "url": recipe.url,
         "licence": recipe.licence,
         "citation": recipe.citation,
         "seed": seed,
         "reference": dict(reference),
-        "source": {"sha256": source_sha256, **totals(source)},
+        "source": {
+            "sha256": source_sha256 if isinstance(source_sha256, str) else dict(source_sha256),
+            **totals(source),
+        },
         "splits": counts,
         "overlaps": overlaps,
         "dropped": dict(dropped),
@@ -140,7 +148,7 @@ def verify_folder(folder: str | Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         path = Path(folder) / name
         try:
-            found = sha256(path.read_bytes())
+            found = sha256(path)
         except OSError as error:
             raise RecipeError(f"Cannot read {path}: {because(error)}; build the folder again.") from error
         if found != expected:

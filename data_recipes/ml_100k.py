@@ -12,7 +12,7 @@ Source: "Label Denoising through Cross-Model Agreement", section 5.1 and Table 1
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,19 @@ CLEAN_RATING = 5
 _LIMITS = {"user": (1, None), "item": (1, None), "rating": (1, 5), "timestamp": (0, 2**53)}
 
 
-def build(source: Path | None) -> list[Folder]:
-    """Build both protocols in memory.
+def build(source: Path | None, protocols: Sequence[str]) -> list[Folder]:
+    """Build protocols in memory.
 
     Args:
         source: ``ml-100k.inter`` or ``u.data``, or a folder with one of them; None takes the copy in the recbole wheel.
+        protocols: which of ``paper`` and ``clean``.
 
     Raises:
         RecipeError: the file is absent, unreadable, malformed or another one.
     """
     ratings = read_ratings(find_source(source))
-    return [paper_folder(ratings), clean_folder(ratings)]
+    make = {"paper": paper_folder, "clean": clean_folder}
+    return [make[protocol](ratings) for protocol in protocols]
 
 
 def find_source(source: Path | None) -> Path:
@@ -219,7 +221,7 @@ def _known(ratings: Interactions, rows: np.ndarray, train_items: np.ndarray) -> 
 
 
 def _clean(ratings: Interactions, rows: np.ndarray) -> np.ndarray:
-    return rows[ratings.ratings[rows] == CLEAN_RATING]
+    return rows[ratings.rated[rows] == CLEAN_RATING]
 
 
 def _folder(
@@ -245,7 +247,7 @@ def _folder(
 def _published_file(part: Interactions, train_items: np.ndarray) -> bytes:
     """Write one of the five published files: user, item's rank among ``train_items``, rating; no header, CRLF."""
     ranks = np.searchsorted(train_items, part.items)
-    rows = zip(part.users.tolist(), ranks.tolist(), part.ratings.tolist(), strict=True)
+    rows = zip(part.users.tolist(), ranks.tolist(), part.rated.tolist(), strict=True)
     return "".join(f"{user}\t{item}\t{rating}\r\n" for user, item, rating in rows).encode()
 
 

@@ -74,13 +74,16 @@ def _refuse_foreign(target: Path, folder: Folder) -> None:
         )
 
 
-def _write(hidden: Path, target: Path, contents: Mapping[str, bytes]) -> None:
+def _write(hidden: Path, target: Path, contents: Mapping[str, bytes | Path]) -> None:
     """Write all files into ``hidden``; errors name the file by its place in ``target``, which is what people know."""
     path = target
     try:
         hidden.mkdir()
         for name, data in contents.items():
             path = target / name
+            if isinstance(data, Path):
+                shutil.move(data, hidden / name)  # a rename where both are on one disk
+                continue
             with open(hidden / name, "xb") as file:
                 file.write(data)
     except OSError as error:

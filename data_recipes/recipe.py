@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,25 @@ class Folder:
     """``paper`` (as published) or ``clean`` (disjoint splits, reachable positives); the folder above the dataset's."""
     dataset: str
     """Name of the dataset and of its folder: RecBole wants the two to be equal."""
-    files: Mapping[str, bytes]
-    """Bytes of every file by name, ``manifest.json`` excepted."""
+    files: Mapping[str, bytes | Path]
+    """Contents of every file by name, ``manifest.json`` excepted: bytes, or a finished file to move into place."""
     manifest: Mapping[str, Any]
     """What :func:`data_recipes.manifest.describe` returned; the files' sha256 are added when the folder is written."""
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One file of a publisher."""
+
+    name: str
+    url: str | None = None
+    """Where it can be downloaded; None where no address is known, so that a person has to give it."""
+    size: int | None = None
+    """Bytes, where known."""
+    sha256: str | None = None
+    """Of the bytes as published, where known."""
+    rows_sha256: str | None = None
+    """Of the rows with newline endings, the last one included: a checkout that changed line endings has it too."""
 
 
 @dataclass(frozen=True)
@@ -38,5 +53,8 @@ class Recipe:
     """Names of the protocols, in the order in which ``build`` returns them."""
     version: int
     """Raised whenever the same source would give other bytes; part of the manifest."""
-    build: Callable[[Path | None], list[Folder]]
-    """From a file or folder with the raw data (None: the recipe's own place) to one :class:`Folder` per protocol."""
+    build: Callable[[Path | None, Sequence[str]], list[Folder]]
+    """From a file or folder with the raw data (None: the recipe's own place) and names of protocols to one
+    :class:`Folder` for each of them."""
+    files: Mapping[str, Sequence[RawFile]] = field(default_factory=dict)
+    """Protocol -> the raw files that it is made from; empty where the recipe has a place of its own."""

@@ -43,33 +43,72 @@ def dataset_name(dataset: str) -> str:
     return names.pop() if len(names) == 1 else dataset
 
 
+def raw_folder(dataset: str) -> Path | None:
+    """Raw files of a recipe on this machine: ``RECDENOISE_DATA/recsys/<dataset>``, or ``None``."""
+    root = os.environ.get("RECDENOISE_DATA")
+    folder = Path(root) / "recsys" / dataset if root else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
 def check_dataset(dataset: str, protocol: str) -> None:
     """Refuse, before anything is built or read, a data set that is neither a recipe nor a built folder."""
     if dataset in data_recipes.RECIPES and not Path(dataset).is_dir():
         check_protocol(protocol)
+        recipe = data_recipes.find_recipe(dataset)
+        if protocol not in recipe.protocols:
+            raise UserError(f"The recipe {dataset} has no {protocol} protocol. Valid: {', '.join(recipe.protocols)}.")
+        needs_raw = bool(recipe.files) and _cached(dataset, protocol) is None and raw_folder(dataset) is None
+        by_hand = [file.name for file in recipe.files.get(protocol, ()) if file.url is None]
+        if needs_raw and by_hand:
+            raise UserError(_give_raw(dataset, protocol, by_hand))
     else:
         _protocol_folder(dataset, protocol)
 
 
+def _cached(dataset: str, protocol: str) -> Path | None:
+    """The folder that an earlier command built in the cache by this version of the recipe, or ``None``."""
+    folder = cache_folder() / dataset / protocol / dataset
+    try:
+        same = data_recipes.load_manifest(folder)["version"] == data_recipes.find_recipe(dataset).version
+    except data_recipes.RecipeError:
+        return None
+    return folder if same else None
+
+
+def _give_raw(dataset: str, protocol: str, by_hand: list[str]) -> str:
+    """What to do where a recipe's raw files are not at hand."""
+    recipe = data_recipes.find_recipe(dataset)
+    return (
+        f"The {protocol} protocol of {dataset} needs {' and '.join(by_hand)}, which cannot be downloaded by itself: "
+        f"get the files from {recipe.url}, then run recdenoise data build {dataset} --from FOLDER --out data and give "
+        f"--dataset data; or put them in recsys/{dataset} of a folder that RECDENOISE_DATA names."
+    )
+
+
 def find_folder(dataset: str, protocol: str) -> Path:
     """The folder of a data set under a protocol, built first where ``dataset`` names a recipe.
+
+    A recipe whose raw files no package carries is looked for in the cache, then made from the files in
+    ``RECDENOISE_DATA/recsys/<dataset>``, then from its downloads.
 
     Args:
         dataset: a recipe's name, the folder that ``recdenoise data build`` wrote, or one protocol's folder inside it.
         protocol: ``paper`` or ``clean``.
 
     Raises:
-        UserError: neither, or a folder whose files changed since it was built.
+        UserError: neither, raw files that are not at hand, or a folder whose files changed since it was built.
     """
-    check_protocol(protocol)
+    check_dataset(dataset, protocol)
     try:
         if dataset in data_recipes.RECIPES and not Path(dataset).is_dir():
-            folders = data_recipes.build(dataset, cache_folder() / dataset)
-            folder = next((f for f in folders if f.parent.name == protocol), None)
+            folder = _cached(dataset, protocol) if data_recipes.find_recipe(dataset).files else None
             if folder is None:
-                raise UserError(f"The recipe {dataset} has no {protocol} protocol.")
-            return folder
-        folder = _protocol_folder(dataset, protocol)
+                source, out = raw_folder(dataset), cache_folder() / dataset
+                if not data_recipes.find_recipe(dataset).files:
+                    source = None  # the recipe has a place of its own
+                return data_recipes.build(dataset, out, source, [protocol])[0]
+        else:
+            folder = _protocol_folder(dataset, protocol)
         data_recipes.verify_folder(folder)
     except data_recipes.RecipeError as error:
         raise UserError(str(error)) from error
@@ -83,7 +122,7 @@ def _protocol_folder(dataset: str, protocol: str) -> Path:
     if not path.is_dir():
         close = difflib.get_close_matches(dataset, data_recipes.RECIPES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        valid = ", ".join(sorted(data_recipes.RECIPES))
+        valid = ", ".join(data_recipes.RECIPES)
         raise UserError(f"There is no data set {dataset!r}: it is neither a recipe ({valid}) nor a folder.{hint}")
     candidates = [path] if (path / "manifest.json").is_file() else sorted((path / protocol).glob("*/manifest.json"))
     if len(candidates) != 1:

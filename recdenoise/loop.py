@@ -7,89 +7,28 @@ import math
 import random
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recdenoise import checkpoint
+from recdenoise.averaging import Averaging
 from recdenoise.denoisers.base import Clock, Denoiser, Stage
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.interrupts import stop_requests
-from recdenoise.optimizers import add_norm_penalty, build_optimizer
-from recdenoise.options import require
+from recdenoise.loop_config import LoopConfig
+from recdenoise.observer import Observer
+from recdenoise.optimizers import add_norm_penalty, build_optimizer, set_rates
+from recdenoise.resets import check_resets, reset
+from recdenoise.schedules import Schedule
 from recdenoise.seeds import derive
-from recdenoise.selection import Selection, check_selector
+from recdenoise.selection import Selection, Weights, copy_weights, load_weights
 from recdenoise.task import Task, Validation
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How to train, whatever the method."""
-
-    epochs: int = 20
-    """Sweeps over the training set in each stage."""
-
-    lr: float = 1e-3
-    """Learning rate."""
-
-    seed: int = 2020
-    """Everything random follows from it."""
-
-    selector: str = "loss"
-    """Which epoch is kept: last, loss, trimmed or a metric such as ndcg@20."""
-
-    patience: int | None = 10
-    """Stop after so many evaluations without a new best; null trains all epochs."""
-
-    eval_every: int = 1
-    """Epochs between evaluations."""
-
-    eval_steps: int | None = None
-    """Evaluate every so many steps in place of epochs (the published code's rhythm)."""
-
-    paper_code_stopping: bool = False
-    """Stop as the published code does: at ``patience`` rises over the previous loss; keep the last weights."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs networks under autocast; losses and updates stay in fp32."""
-
-    clip_grad_norm: float | None = None
-    """Largest gradient norm over all parameters of an optimiser."""
-
-    weight_decay: float = 0.0
-    """Decay of every trained parameter by the optimiser, on top of the method's own L2."""
-
-    checkpoint_seconds: float = 20.0
-    """Least time between two checkpoints within a stage."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        require(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "above 0")
-        require(self.eval_every >= 1, "eval_every", self.eval_every, "1 or more")
-        require(self.eval_steps is None or self.eval_steps >= 1, "eval_steps", self.eval_steps, "1 or more, or null")
-        require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more, or null")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
-        check_selector(self.selector)
-
-
-class Observer:
-    """Told how training goes; the base is silent. Progress bars, logs and result files subclass it."""
-
-    def on_note(self, text: str) -> None:
-        """Something about the run that its user should know, in one sentence."""
-
-    def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
-        """A stage begins (or goes on at ``first_epoch``)."""
-
-    def on_step(self, clock: Clock, loss: Tensor) -> None:
-        """A step is done. ``loss`` is detached and stays on its device: reading it waits for the device."""
-
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is done; ``row`` holds stage, epoch, loss, seconds and validation values."""
 
 
 @dataclass
@@ -117,6 +56,8 @@ class EpochTotals:
     steps: int = 0
     seconds: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
+    probed: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Loop:
@@ -127,6 +68,8 @@ class Loop:
         task: the data and how to call networks on it.
         config: how to train.
         validate: measures a scorer on held-out data; needed unless every selector is ``last``.
+        probe: measures it on other data, a test set for example, whenever validation does; recorded, and never used to
+            choose or to stop.
         checkpoint_path: where to save; ``None`` saves nothing.
         identity: plain values that a checkpoint must share with this run to be resumed.
         observer: told about progress.
@@ -140,6 +83,7 @@ class Loop:
         config: LoopConfig,
         *,
         validate: Validation | None = None,
+        probe: Validation | None = None,
         checkpoint_path: Path | None = None,
         identity: dict[str, Any] | None = None,
         observer: Observer | None = None,
@@ -147,6 +91,7 @@ class Loop:
     ) -> None:
         self.denoiser, self.task, self.config = denoiser, task, config
         self.validate, self.path, self.observer = validate, checkpoint_path, observer or Observer()
+        self.probe = probe
         self.identity = {"denoiser": denoiser.name, **(identity or {})}
         self.log_values = log_values or set()
         self.stages = denoiser.stages()
@@ -154,12 +99,17 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.selection = Selection("last", None)
+        self.last_weights: Weights = {}
+        self._averaging: Averaging | None = None
+        self._rates: dict[str, float] = {}
+        self._schedules: dict[str, Schedule] = {}
         self._totals = EpochTotals(torch.zeros(()))
         self._last_save = time.monotonic()
         self._resumed: dict[str, Any] | None = None
         # A model may hold parameters that never learn (pre-trained or unused tables): they stay frozen in every stage.
         self._learnable = {name for name, p in denoiser.named_parameters() if p.requires_grad}
         for stage in self.stages:
+            check_resets(denoiser, stage)
             if (stage.selector or config.selector) != "last" and validate is None:
                 raise UserError(f"Selector {stage.selector or config.selector!r} needs validation data; use last.")
 
@@ -182,9 +132,7 @@ class Loop:
                 stage = self.stages[self.position.stage]
                 self._begin_stage(stage)
                 self._train_stage(stage, stop)
-                self.selection.restore(self._trained(stage))
-                self.position.next_stage()
-                self.optimizers, self.selection = {}, Selection("last", None)
+                self._end_stage(stage)
                 self._save()
         self.denoiser.eval()
         for name, parameter in self.denoiser.named_parameters():
@@ -200,23 +148,59 @@ class Loop:
         for name, module in self._trained(stage).items():
             for key, parameter in module.named_parameters(prefix=name):
                 parameter.requires_grad_(key in self._learnable)
-            module.train()
-        declared = self.denoiser.optimizers(stage)
-        shared: dict[str, float] = {"l2_scale": self.task.l2_scale, "lr": self.config.lr}
-        shared["weight_decay"] = self.config.weight_decay
-        self.optimizers = {name: build_optimizer(self.denoiser, o, **shared) for name, o in declared.items()}
-        self.selection = Selection(
-            stage.selector or self.config.selector, self.config.patience, self.config.paper_code_stopping
-        )
         seed = derive(self.config.seed, "stage", self.position.stage)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # models may draw from any global generator
         random.seed(seed)
+        if self._resumed is None:
+            with self._at_rest(stage):
+                self.denoiser.begin_stage(stage)
+            reset(self.denoiser, stage)
+        config = self.config
+        shared: dict[str, Any] = {"l2_scale": self.task.l2_scale, "lr": config.lr, "weight_decay": config.weight_decay}
+        shared |= {"algorithm": config.algorithm, "momentum": config.momentum, "nesterov": config.nesterov}
+        declared = self.denoiser.optimizers(stage)
+        self.optimizers = {name: build_optimizer(self.denoiser, o, **shared) for name, o in declared.items()}
+        self._schedules = {name: o.schedule or config.schedule for name, o in declared.items()}
+        self._averaging = Averaging(self._trained(stage), config.average) if config.average else None
+        self.selection = Selection(stage.selector or config.selector, config.patience, config.paper_code_stopping)
+        for module in self._trained(stage).values():
+            module.train()
         self.task.begin_step(self.denoiser)
         self._reset_totals()
         if self._resumed is not None:
             self._resume_stage(self._resumed)
             self._resumed = None
+
+    def _end_stage(self, stage: Stage) -> None:
+        """Leave the chosen weights in the networks; the last stage's last weights are kept beside them."""
+        if self._averaging is not None:
+            self._averaging.settle()
+        trained = self._trained(stage)
+        if self.position.stage + 1 == len(self.stages) and self.selection.best_weights:
+            self.last_weights = copy_weights(trained)
+        self.selection.restore(trained)
+        self.position.next_stage()
+        self.optimizers, self.selection, self._averaging = {}, Selection("last", None), None
+
+    def use_last(self) -> None:
+        """Put the weights of the last epoch into the networks, in place of the chosen ones."""
+        load_weights({name: self.denoiser.module(name) for name in self.last_weights}, self.last_weights)
+        self.task.begin_step(self.denoiser)
+
+    @contextlib.contextmanager
+    def _at_rest(self, stage: Stage) -> Iterator[None]:
+        """Everything in eval mode, without gradients, with the averaged weights where there are some."""
+        modules = self._trained(stage).values()
+        for module in modules:
+            module.eval()
+        self.task.begin_step(self.denoiser)
+        averaged = contextlib.nullcontext() if self._averaging is None else self._averaging.in_place()
+        with torch.no_grad(), averaged:
+            yield
+        self.task.begin_step(self.denoiser)
+        for module in modules:
+            module.train()
 
     def _reset_totals(self) -> None:
         device = next(self.denoiser.parameters()).device
@@ -227,6 +211,7 @@ class Loop:
         first = self.position.epoch
         while self.position.epoch < epochs and not self.selection.exhausted:
             started = time.perf_counter()  # before the loaders: drawing negatives is part of an epoch
+            self._begin_epoch(stage, epochs)
             sweeps = self.denoiser.passes(stage, self.position.epoch)
             keys = [(self.position.stage, self.position.epoch, i) for i in range(len(sweeps))]
             loaders = [self.task.loader(sweep, key) for sweep, key in zip(sweeps, keys, strict=True)]
@@ -236,7 +221,7 @@ class Loop:
             while self.position.sweep < len(loaders):
                 for batch in loaders[self.position.sweep].batches(self.position.step):
                     at = self.position
-                    clock = Clock(at.stage_step, per_epoch * epochs, at.epoch, epochs)
+                    clock = Clock(at.stage_step, per_epoch * epochs, at.epoch, epochs, self._rates)
                     self._step(stage, batch, clock)
                     at.step += 1
                     at.stage_step += 1
@@ -256,6 +241,14 @@ class Loop:
                     break
             self._end_epoch(stage, epochs)
 
+    def _begin_epoch(self, stage: Stage, epochs: int) -> None:
+        at = self.position
+        for name, optimizer in self.optimizers.items():
+            self._rates[name] = set_rates(optimizer, self._schedules[name].factor(at.epoch, epochs))
+        if at.sweep == 0 and at.step == 0:  # a resumed epoch finds in buffers what its beginning put there
+            with self._at_rest(stage):
+                self.denoiser.begin_epoch(stage, at.epoch)
+
     def _step(self, stage: Stage, batch: Any, clock: Clock) -> None:
         for name in stage.train:  # what a frozen network has cached stays right
             self.task.begin_step(self.denoiser.module(name))
@@ -272,8 +265,13 @@ class Loop:
                 if self.config.clip_grad_norm is not None:
                     parameters = [p for group in optimizer.param_groups for p in group["params"]]
                     nn.utils.clip_grad_norm_(parameters, self.config.clip_grad_norm)
+                self.denoiser.edit_gradients(update.optimizer, clock)
                 optimizer.step()
                 self._totals.loss += detached
+                for name, value in update.logs.items():
+                    self._totals.logs[name] = self._totals.logs.get(name, 0) + value.detach().float()
+        if self._averaging is not None:
+            self._averaging.update()
         self._totals.steps += 1
         self.observer.on_step(clock, detached)
 
@@ -304,21 +302,19 @@ class Loop:
     def _evaluate(self, stage: Stage) -> bool:
         """Validate and tell the selection; returns whether training should stop."""
         wanted = self.log_values | ({self.selection.wanted} if self.selection.wanted else set())
-        if self.validate is None or not wanted:
+        if (self.validate is None or not wanted) and self.probe is None:
             return False
         if self.config.eval_steps is not None:
             self._require_finite_parameters(stage)
-        modules = self._trained(stage)
-        for module in modules.values():
-            module.eval()
-        self.task.begin_step(self.denoiser)
-        values = self.validate(self.denoiser.watched_score(stage), wanted)
-        self.task.begin_step(self.denoiser)
-        for module in modules.values():
-            module.train()
-        self._totals.values = values
-        if self.selection.wanted:
-            self.selection.observe(values[self.selection.wanted], self.position.epoch, modules)
+        with self._at_rest(stage):
+            score = self.denoiser.watched_score(stage)
+            if self.validate is not None and wanted:
+                self._totals.values = values = self.validate(score, wanted)
+                if self.selection.wanted:
+                    value = values[self.selection.wanted]
+                    self.selection.observe(value, self.position.epoch, self._trained(stage))
+            if self.probe is not None:
+                self._totals.probed = self.probe(score, set())
         return self.selection.exhausted
 
     def _end_epoch(self, stage: Stage, epochs: int) -> None:
@@ -330,7 +326,11 @@ class Loop:
             self._evaluate(stage)
         row = {"stage": stage.name, "epoch": self.position.epoch + 1, "loss": mean.item()}
         row |= {"seconds": self._totals.seconds, "steps": self._totals.steps}
+        if self.config.schedule.kind != "constant":
+            row["lr"] = next(iter(self._rates.values()))
+        row |= {name: value.item() / self._totals.steps for name, value in sorted(self._totals.logs.items())}
         row |= {f"valid_{name}": value for name, value in sorted(self._totals.values.items())}
+        row |= {f"test_{name}": value for name, value in sorted(self._totals.probed.items())}
         self.history.append(row)
         self.position.next_epoch()
         self._reset_totals()
@@ -352,6 +352,8 @@ class Loop:
             "modules": self.denoiser.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "selection": self.selection.state_dict(),
+            "averaging": None if self._averaging is None else self._averaging.state_dict(),
+            "last_weights": self.last_weights,
             "totals": vars(self._totals),
             "random": checkpoint.random_state(),
             "history": self.history,
@@ -371,7 +373,7 @@ class Loop:
         checkpoint.require_same(self.path, state["identity"], self.identity)
         checkpoint.load_modules(self.path, self.denoiser.load_state_dict, state["modules"])
         self.position = Position(**state["position"])
-        self.history = state["history"]
+        self.history, self.last_weights = state["history"], state.get("last_weights", {})
         self._resumed = state if state["optimizers"] and not self.finished else None
         return True
 
@@ -379,5 +381,7 @@ class Loop:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.selection.load_state_dict(state["selection"])
+        if self._averaging is not None:
+            self._averaging.load_state_dict(state["averaging"])
         self._totals = EpochTotals(**state["totals"])
         checkpoint.restore_random_state(state["random"])

@@ -17,14 +17,22 @@ LOSSES = {"loss": "loss", "trimmed": "trimmed_loss"}
 """
 
 
-def check_selector(name: str) -> str:
+ACCURACY = "accuracy"
+"""Share of held-out examples whose label is predicted: the higher, the better. Only classifiers have it."""
+
+
+def check_selector(name: str, *, accuracy: bool = False) -> str:
     """Return ``name`` in lower case if it is ``last``, ``loss``, ``trimmed`` or a metric such as ``ndcg@20``.
+
+    Args:
+        name: what a user wrote.
+        accuracy: whether ``accuracy`` is one too.
 
     Raises:
         UserError: it is none of them.
     """
     name = name.strip().lower()
-    if name == "last" or name in LOSSES:
+    if name == "last" or name in LOSSES or (accuracy and name == ACCURACY):
         return name
     try:
         cut = parse_metric(name)[1]
@@ -37,23 +45,41 @@ def check_selector(name: str) -> str:
     return name
 
 
+Weights = dict[str, dict[str, Tensor]]
+"""State of some modules, by their names."""
+
+
+def copy_weights(modules: dict[str, nn.Module]) -> Weights:
+    """A copy of the modules' weights and buffers."""
+    return {
+        name: {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
+        for name, module in modules.items()
+    }
+
+
+def load_weights(modules: dict[str, nn.Module], weights: Weights) -> None:
+    """Put weights that :func:`copy_weights` took back; modules that ``weights`` does not name stay as they are."""
+    for name, state in weights.items():
+        modules[name].load_state_dict(state)
+
+
 class Selection:
     """Watches one stage's validation values, keeps the best weights and says when to stop.
 
     Args:
-        selector: ``last``, ``loss``, ``trimmed`` or a metric name.
+        selector: ``last``, ``loss``, ``trimmed``, ``accuracy`` or a metric name.
         patience: stop after so many evaluations without a new best; ``None`` never stops.
         paper_code: the published code's rule: count every evaluation whose loss exceeds the previous one's, stop at
             ``patience`` of them, keep the last weights.
     """
 
     def __init__(self, selector: str, patience: int | None, paper_code: bool = False) -> None:
-        self.selector = check_selector(selector)
+        self.selector = check_selector(selector, accuracy=True)
         self.patience = patience
         self.paper_code = paper_code
         self.best: float | None = None
         self.best_epoch: int | None = None
-        self.best_weights: dict[str, dict[str, Tensor]] = {}
+        self.best_weights: Weights = {}
         self.bad = 0
         self.previous: float | None = None
 
@@ -73,10 +99,7 @@ class Selection:
             self.bad += 1
             return False
         self.best, self.best_epoch, self.bad = signed, epoch, 0
-        self.best_weights = {
-            name: {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
-            for name, module in modules.items()
-        }
+        self.best_weights = copy_weights(modules)
         return True
 
     @property
@@ -86,8 +109,7 @@ class Selection:
 
     def restore(self, modules: dict[str, nn.Module]) -> None:
         """Put the best weights back, where a best one was seen."""
-        for name, weights in self.best_weights.items():
-            modules[name].load_state_dict(weights)
+        load_weights(modules, self.best_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""

@@ -5,9 +5,9 @@ The core never looks inside ``inputs``: a recommendation backend puts pairs of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -22,29 +22,57 @@ class Batch:
     Attributes:
         index: ``(n,)`` int64 row in the training set, -1 for a sampled negative.
         inputs: whatever the backend's :meth:`Task.call` takes.
-        label: ``(n,)`` observed labels: 0/1 floats in the binary case, int64 classes otherwise.
+        label: ``(n,)`` observed labels: 0/1 floats in the binary case, int64 classes otherwise; ``(n, C)`` floats where
+            the pass gives soft labels.
         groups: sizes of the contiguous groups, for example ``(2048, 2048)`` positives and negatives. They sum to n.
+        weight: ``(n,)`` weights of the pass, or ``None`` where it has none.
+        views: every augmented view of the inputs where there are several; the first is ``inputs``.
+        streams: the batches that come along, by the names that the pass gave them.
     """
 
     index: Tensor
     inputs: Any
     label: Tensor
     groups: tuple[int, ...]
+    weight: Tensor | None = None
+    views: tuple[Any, ...] = ()
+    streams: Mapping[str, Batch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One sweep over the training set.
 
+    Recommendation reads the first three attributes, classification the others.
+
     Attributes:
         negatives: how a recommendation backend draws the unobserved pair of each observed one; ``None`` draws none.
         beta: exponent on item popularity for ``"popularity"``.
         reject: redraw an item that the user has interacted with. Only ``compat: paper_code`` turns it off.
+        rows: ``(m,)`` int64 rows to go over, in an order of their own each epoch; ``None`` goes over all.
+        labels: ``(n_rows,)`` int64 or ``(n_rows, C)`` float labels by row, in place of the observed ones.
+        weights: ``(n_rows,)`` weights by row, which come as ``batch.weight``: a method multiplies them in.
+        views: independently augmented views of each example.
+        augment: whether inputs are augmented.
+        streams: further passes whose batches come along, by name; each begins again when it is through, so that the
+            outer pass alone decides how long an epoch is.
+        source: which of the task's data sets the rows are of; ``"train"`` is the training set.
+        batch_size: examples in a batch; ``None`` takes the task's.
+        paired: in a stream: ``rows`` is ``(n_rows,)`` and holds the partner of each row of the outer pass.
     """
 
     negatives: Literal["uniform", "popularity"] | None = "uniform"
     beta: float = 1.0
     reject: bool = True
+    rows: Tensor | None = None
+    labels: Tensor | None = None
+    weights: Tensor | None = None
+    views: int = 1
+    augment: bool = True
+    streams: Mapping[str, Pass] = field(default_factory=dict, hash=False, compare=False)
+    source: str = "train"
+    batch_size: int | None = None
+    paired: bool = False
 
 
 class Loader(Protocol):
@@ -95,9 +123,36 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class ClassTask(Task, Protocol):
+    """A task whose labels are classes: logits are ``(n, C)``, one augmented input an example.
+
+    Attributes:
+        labels: ``(n_rows,)`` int64 observed labels, by row.
+    """
+
+    labels: Tensor
+
+    def new_backbone(self, member: int) -> tuple[nn.Module, int]:
+        """The target without its last layer, as an encoder, and the width of its embedding."""
+        ...
+
+    def embed(self, module: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits ``(n, C)`` and the embedding ``(n, D)`` that the last layer of ``module`` reads, from one forward."""
+        ...
+
+    def call_with(self, module: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:
+        """Logits of ``module`` with ``parameters`` (by name) in place of its own; differentiable in them."""
+        ...
+
+    def scan(self, function: Call, rows: Tensor | None = None, augment: bool = False) -> Tensor:
+        """As :meth:`Task.scan`, of ``rows`` alone where given, each freshly augmented where asked."""
+        ...
+
+
 class Validation(Protocol):
     """Measures a scorer on held-out data."""
 
     def __call__(self, score: Call, wanted: set[str]) -> dict[str, float]:
-        """Values for the names in ``wanted``: ``loss``, ``trimmed_loss`` or a metric such as ``ndcg@20``."""
+        """Values for the names in ``wanted``: ``loss``, ``trimmed_loss``, ``accuracy`` or a metric like ``ndcg@20``."""
         ...

@@ -166,7 +166,7 @@ def scratch(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RECDENOISE_CACHE", str(cache))
     monkeypatch.setattr(sys, "argv", ["page"])
-    monkeypatch.setattr(denoisers, "_TABLE", dict(denoisers._TABLE))
+    monkeypatch.setattr(denoisers._REGISTRY, "table", dict(denoisers._REGISTRY.table))
     monkeypatch.setattr(scorers, "SCORERS", dict(scorers.SCORERS))
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from recdenoise import objectives
 from recdenoise.errors import UserError
 from recdenoise.options import read_options, require
-from recdenoise.task import Batch, Call, Pass, Task
+from recdenoise.schedules import Schedule
+from recdenoise.task import Batch, Call, ClassTask, Pass, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Stage:
         watch: dotted name of the module that validation scores and that the stage is for.
         selector: overrides the run's way of choosing an epoch, for example ``"loss"`` for a prior.
         epochs: overrides the run's number of epochs.
+        reset: dotted names of the modules whose weights are drawn anew at the start.
+        lr: overrides the run's learning rate.
     """
 
     name: str = "train"
@@ -37,33 +40,45 @@ class Stage:
     watch: str = "target"
     selector: str | None = None
     epochs: int | None = None
+    reset: tuple[str, ...] = ()
+    lr: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Optim:
-    """An optimiser by declaration: the loop builds it.
+    """An optimiser by declaration: the loop builds it. What is ``None`` is the run's.
 
     Attributes:
         modules: dotted names of the modules whose parameters it moves, each with its L2 coefficient lambda.
         algorithm: ``"adam"`` or ``"sgd"``.
-        lr: learning rate; ``None`` takes the run's.
+        lr: learning rate before the schedule.
         norm_penalty: penalise ``lambda * sum ||theta||`` in place of ``lambda * l2_scale / 2 * ||theta||^2``.
+        momentum: of sgd.
+        weight_decay: of every parameter, in place of the run's.
+        schedule: what the rate is multiplied by in each epoch of the stage.
     """
 
     modules: Mapping[str, float]
-    algorithm: Literal["adam", "sgd"] = "adam"
+    algorithm: Literal["adam", "sgd"] | None = None
     lr: float | None = None
     norm_penalty: bool = False
+    momentum: float | None = None
+    weight_decay: float | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where training stands: zero-based ``step`` and ``epoch`` of the stage, with the totals it was planned for."""
+    """Where training stands: zero-based ``step`` and ``epoch`` of the stage, with the totals it was planned for.
+
+    ``rates`` are this epoch's learning rates by optimiser, for methods that step by themselves (one-step look-ahead).
+    """
 
     step: int
     steps: int
     epoch: int
     epochs: int
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +92,11 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One optimiser step. The loop minimises the sum over groups of the group's mean of ``weight * loss``."""
+    """One optimiser step. The loop minimises the sum over groups of the group's mean of ``weight * loss``.
+
+    ``loss`` is ``(n,)`` with ``n = sum(groups)``: ``batch.groups`` in most methods, ``(n,)`` of its own where a method
+    puts streams together. ``logs`` are scalars whose means over an epoch are recorded.
+    """
 
     loss: Tensor
     groups: tuple[int, ...]
@@ -117,6 +136,8 @@ class Denoiser(nn.Module):
     Class attributes:
         name: what the config flag says. title: the name in papers. paper: the reference. Config: its options.
         neutral: options at which training equals ``normal``, or ``None``; ``neutral_reason`` then says why.
+        brief: options at which everything that the method does happens within three epochs of a few steps.
+        needs: data that the method cannot do without besides the training set, for example ``("clean",)``.
     """
 
     name: ClassVar[str]
@@ -126,6 +147,8 @@ class Denoiser(nn.Module):
     Config: ClassVar[type[DenoiserConfig]] = DenoiserConfig
     neutral: ClassVar[dict[str, Any] | None] = {}
     neutral_reason: ClassVar[str] = ""
+    brief: ClassVar[dict[str, Any]] = {}
+    needs: ClassVar[tuple[str, ...]] = ()
     loss_selector_note: ClassVar[str] = ""
     """Why the validation loss cannot choose an epoch of this method; empty where it can."""
 
@@ -157,10 +180,24 @@ class Denoiser(nn.Module):
     def optimizers(self, stage: Stage) -> dict[str, Optim]:
         """Optimisers of a stage by name. Only the module that is watched carries the L2 penalty."""
         modules = {name: self.config.l2 if name == stage.watch else 0.0 for name in stage.train}
-        return {"target": Optim(modules, norm_penalty=self.config.compat == "paper_code" and self.task.rowwise)}
+        norm_penalty = self.config.compat == "paper_code" and self.task.rowwise
+        return {"target": Optim(modules, lr=stage.lr, norm_penalty=norm_penalty)}
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Look at the data once when a stage truly starts, before ``stage.reset`` is carried out.
+
+        Called in eval mode and without gradients, and not again when a run is resumed: what it finds goes into buffers.
+        """
+
+    def begin_epoch(self, stage: Stage, epoch: int) -> None:
+        """The same when an epoch truly starts, after resets: scan losses, fit mixtures, choose rows and labels."""
 
     def passes(self, stage: Stage, epoch: int) -> list[Pass]:
-        """Sweeps over the data in one epoch."""
+        """Sweeps over the data in one epoch.
+
+        A resumed epoch asks again: the answer may depend on the arguments, the options, and on buffers that only
+        :meth:`begin_stage` and :meth:`begin_epoch` write.
+        """
         return [Pass(reject=self.config.compat == "none")]
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
@@ -169,7 +206,7 @@ class Denoiser(nn.Module):
 
     def plain_losses(self, module: nn.Module, batch: Batch) -> Losses:
         """Cross-entropy of one module with the observed labels."""
-        return Losses(self.cross_entropy(self.task.call(module, batch.inputs), batch))
+        return Losses(self.cross_entropy(self.task.call(module, batch.inputs), batch), batch.weight)
 
     def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
         """``(n,)`` losses. The published code sums them for autoencoders, against a penalty that it does not scale."""
@@ -183,6 +220,9 @@ class Denoiser(nn.Module):
         out = self.losses(batch, clock)
         yield Update(out.loss, batch.groups, out.weight, logs=out.logs)
 
+    def edit_gradients(self, optimizer: str, clock: Clock) -> None:
+        """Change the gradients of an update, in place, before its optimiser moves."""
+
     # What a trained method answers.
 
     def score(self, inputs: Any) -> Tensor:
@@ -194,7 +234,10 @@ class Denoiser(nn.Module):
 
         Training rows of implicit feedback are all observed positives, so this is the sigmoid of :meth:`score`.
         """
-        return torch.sigmoid(self.task.scan(self.score))
+        logits = self.task.scan(self.score)
+        if isinstance(self.task, ClassTask):
+            return objectives.observed_probability(logits, self.task.labels)
+        return torch.sigmoid(logits)
 
     # For the loop.
 

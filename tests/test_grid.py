@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from recdenoise.cli import cli
 from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.experiment import train
-from recdenoise.reports import comparison, grid, published, workers
+from recdenoise.reports import grid, published, table_report, workers
 from recdenoise.reports.comparison import Numbers, required_minimum
 from recdenoise.reports.workers import Job
 
@@ -378,7 +378,7 @@ def test_the_report_equals_what_was_worked_out_by_hand(tmp_path: Path) -> None:
             values = {"recall@3": 0.02, "recall@20": recall, "ndcg@3": 0.03, "ndcg@20": 0.061}
             masked = {"test_masked": {**values, "recall@20": 0.04}} if cell.variant.name else {}
             fake(tmp_path / cell.name, cell, {"test": values, **masked})
-    paths, lines = comparison.write_report(table, cells, tmp_path, tmp_path / "report" / "t2", ["recdenoise", "x"])
+    paths, lines = table_report.write_report(table, cells, tmp_path, tmp_path / "report" / "t2", ["recdenoise", "x"])
     rows = {
         (r["model"], r["method"], r["variant"], r["metric"]): r
         for r in csv.DictReader(io.StringIO(paths[1].read_text(encoding="utf-8")))

@@ -1,4 +1,7 @@
-"""The commands `benchmark` and `tune`. They import what they need when they run."""
+"""The commands `benchmark` (its tables and figures: :mod:`recdenoise.reports.experiments`) and `tune`.
+
+They import what they need when they run.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ SELECTOR = click.option(
     help="Validation value that chooses epochs and settings: loss, trimmed or a metric.",
 )
 CLEAN = click.option(
-    "--protocol", default="clean", show_default=True, help="clean, or paper: its validation rows are test items."
+    "--protocol", default="clean", show_default=True, help="clean (noisy validation), or paper (clean validation)."
 )
 EPOCHS = click.option(
     "--epochs",
@@ -130,8 +133,8 @@ def tell_failures(failed: dict[str, str]) -> None:
         raise UserError(f"{len(failed)} of the runs failed; the same command tries them again. {told}")
 
 
-class Tables(click.Group):
-    """Finds a command for every published table when it is asked for."""
+class Experiments(click.Group):
+    """Finds a command for every published table and figure when it is asked for, and the one of a single run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from recdenoise.reports import published
@@ -139,93 +142,19 @@ class Tables(click.Group):
         return [*published.tables(), *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        from recdenoise.reports import published
+        from recdenoise.reports import experiments, published
 
-        return table_command(name) if name in published.tables() else super().get_command(ctx, name)
+        if name == "run":
+            return experiments.run_command
+        return experiments.experiment_command(name) if name in published.tables() else super().get_command(ctx, name)
 
 
-@click.group(cls=Tables)
+@click.group(cls=Experiments)
 def benchmark() -> None:
     """Run published experiments and put the numbers beside print.
 
     One folder a run; a finished run is never repeated; an interrupted command goes on where it stopped.
     """
-
-
-def table_command(name: str) -> click.Command:
-    """The command of one published table."""
-
-    @click.pass_context
-    def run(ctx: click.Context, **given: Any) -> None:
-        benchmark_table(name, typed_command(ctx), **given)
-
-    params = [
-        list_option("--datasets", help="Recipes, or folders they built.  [default: the table's]"),
-        list_option("--models", help="Models.  [default: the table's]"),
-        list_option("--methods", help="Denoisers.  [default: the table's]"),
-        SEEDS,
-        WORKERS,
-        click.option("--protocol", help="paper or clean.  [default: the table's]"),
-        click.option("--out", type=click.Path(path_type=Path), help=f"Folder of the runs.  [default: runs/{name}]"),
-        click.option(
-            "--report",
-            type=click.Path(path_type=Path),
-            help=f"The report's files without their endings.  [default: docs/results/{name}-DATASET]",
-        ),
-        REPORT_ONLY,
-        SET,
-        PLUGIN,
-    ]
-    for param in reversed(params):
-        run = param(run)
-    text = f"""The runs of {name}, beside the paper's numbers.
-
-    \b
-    recdenoise benchmark {name} --models GMF NeuMF --methods normal deca_p --seeds 3 --workers 2
-    recdenoise benchmark {name} --report-only
-    """
-    return click.command(name, cls=ListCommand, help=text)(run)
-
-
-def benchmark_table(name: str, command: list[str], **given: Any) -> None:
-    """Run a table's grid and write its report."""
-    from recdenoise.cli import console, one_thread
-    from recdenoise.plugins import load_plugins
-
-    one_thread()
-    load_plugins(given["plugins"])
-    from recdenoise.recbole_adapter.settings import parse_assignments
-    from recdenoise.reports import grid
-    from recdenoise.reports.comparison import write_report
-
-    table = grid.read_table(name)
-    cells = grid.plan(
-        table,
-        datasets=given["datasets"],
-        models=given["models"],
-        methods=given["methods"],
-        protocol=given["protocol"],
-        n_seeds=given["seeds"],
-        options=parse_assignments(given["assignments"]),
-        plugins=given["plugins"],
-    )
-    datasets = dict.fromkeys(cell.dataset for cell in cells)
-    out = given["out"] or Path("runs") / name
-    report = given["report"] or Path("docs") / "results" / "-".join([name, *datasets])
-    jobs = grid.jobs_of(cells, table, out)
-    failed: dict[str, str] = {}
-    if given["report_only"]:
-        if not any(job.finished for job in jobs):
-            raise UserError(f"{out} has no finished run of this table; leave out --report-only to make them.")
-    else:
-        grid.prepare_data(cells)
-        failed = run_with_progress(jobs, given["workers"])
-    paths, lines = write_report(table, cells, out, report, command)
-    screen = console()
-    for line in [*lines[1:], lines[0]]:
-        screen.print(line, soft_wrap=True)
-    screen.print("report: " + ", ".join(map(str, paths)), soft_wrap=True)
-    tell_failures(failed)
 
 
 def parse_search(texts: Sequence[str]) -> dict[str, list[Any]]:

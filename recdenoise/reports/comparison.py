@@ -1,16 +1,14 @@
-"""Our runs beside print: rows from the result files alone, the required minimum of a cell, CSV and Markdown."""
+"""Our runs beside print: rows from the result files alone, the required minimum of a cell, CSV."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recdenoise import checkpoint
 from recdenoise.recbole_adapter.recbole_config import read_yaml
 from recdenoise.reports import published
 from recdenoise.reports.grid import Cell, TableSpec, result_of, to_csv
@@ -41,8 +39,11 @@ class Row:
         dataset, model, method, title, variant, metric: which.
         compared: whether it answers to print, or is shown beside it.
         ours: over seeds; ``None`` while no run has finished.
+        warm, cold: the same over users seen in training and over the others, where there are both.
         printed, code: the paper's mean and deviation, and what the authors' public code gives; ``None`` where unknown.
+        clean: lowest and highest value of a clean run: a separate implementation of the formulas, one or two seeds.
         required: the least value that counts as reached; ``None`` where nothing is required.
+        label: what the report calls the row: the title, and the variant where the title does not name it.
     """
 
     dataset: str
@@ -53,9 +54,13 @@ class Row:
     metric: str
     compared: bool
     ours: Numbers | None
+    warm: Numbers | None
+    cold: Numbers | None
     printed: Numbers | None
     code: float | None
+    clean: tuple[float, float] | None
     required: float | None
+    label: str = ""
 
     @property
     def reached(self) -> bool | None:
@@ -115,33 +120,51 @@ def collect(cells: Sequence[Cell], out: Path) -> list[Finished]:
     return runs
 
 
-def table_rows(table: TableSpec, cells: Sequence[Cell], runs: Sequence[Finished]) -> list[Row]:
-    """Rows for every metric that was measured or printed, in the order of the grid."""
-    means = published.load_numbers(table.printed, "mean")
-    stds = published.load_numbers(table.printed, "std")
-    code = published.load_numbers(table.public_code, "value") if table.public_code else {}
-    values: dict[tuple[str, ...], dict[str, dict[str, list[float]]]] = {}
+Values = dict[str, list[float]]
+"""Metric to its values over seeds."""
+
+
+def gather(runs: Sequence[Finished]) -> dict[tuple[str, ...], dict[str, dict[str, Values]]]:
+    """Group -> variant of the test -> population (all, warm, cold) -> values over seeds."""
+    found: dict[tuple[str, ...], dict[str, dict[str, Values]]] = {}
     for run in runs:
         for variant, test in run.tests().items():
-            place = values.setdefault(run.cell.group, {}).setdefault(variant, {})
-            for metric, value in test.items():
-                place.setdefault(metric, []).append(float(value))
+            place = found.setdefault(run.cell.group, {}).setdefault(variant, {"all": {}, "warm": {}, "cold": {}})
+            populations = {"all": test}
+            if variant == run.cell.variant.name:
+                populations |= {name: run.result.get("counts", {}).get(name) or {} for name in ("warm", "cold")}
+            for name, means in populations.items():
+                for metric, value in means.items():
+                    place[name].setdefault(metric, []).append(float(value))
+    return found
+
+
+def table_rows(table: TableSpec, cells: Sequence[Cell], runs: Sequence[Finished]) -> list[Row]:
+    """Rows for every metric that was measured or printed, in the order of the grid."""
+    means, stds = ({} if not table.printed else published.load_numbers(table.printed, c) for c in ("mean", "std"))
+    code = published.load_numbers(table.public_code, "value") if table.public_code else {}
+    low, high = ({} if not table.clean_run else published.load_numbers(table.clean_run, c) for c in ("low", "high"))
+    values = gather(runs)
     rows = []
     for group, cell in {cell.group: cell for cell in cells}.items():
         dataset, model, method, name = group
-        title = cell.settings.method.title
-        for variant, metrics in (values.get(group) or {name: {}}).items():
+        for variant, populations in (values.get(group) or {name: {"all": {}, "warm": {}, "cold": {}}}).items():
             compared = cell.variant.compared and variant == name
-            for metric in dict.fromkeys([*metrics, *table.shown]):
-                key = (dataset, model, title, metric)
-                printed = Numbers(means[key], stds[key], 0) if key in means else None
-                ours = Numbers.of(metrics[metric]) if metric in metrics else None
-                least = None
-                if compared and metric in table.required and printed is not None:
-                    least = required_minimum(printed, code.get(key), table.deviations, table.share)
-                rows.append(
-                    Row(dataset, model, method, title, variant, metric, compared, ours, printed, code.get(key), least)
+            label = cell.label_of(variant)
+            for metric in dict.fromkeys([*populations["all"], *table.shown_for(dataset)]):
+                key = (dataset, model, cell.title, metric)
+                printed = Numbers(means[key], stds.get(key), 0) if key in means else None
+                ours, warm, cold = (
+                    Numbers.of(of_population[metric]) if metric in of_population else None
+                    for of_population in (populations[p] for p in ("all", "warm", "cold"))
                 )
+                least = None
+                if compared and metric in table.required_for(dataset) and printed is not None:
+                    least = required_minimum(printed, code.get(key), table.deviations, table.share)
+                clean = (low[key], high[key]) if key in low else None
+                references = (printed, code.get(key), clean, least)
+                place = (dataset, model, method, cell.title, variant, metric, compared)
+                rows.append(Row(*place, ours, warm, cold, *references, label))
     return rows
 
 
@@ -175,6 +198,7 @@ def unfinished(cells: Sequence[Cell], runs: Sequence[Finished]) -> list[str]:
 CELL_COLUMNS = (
     *("dataset", "model", "method", "variant", "metric", "compared", "mean", "std", "seeds"),
     *("paper_mean", "paper_std", "public_code", "difference", "required_minimum", "reached"),
+    *("clean_run_low", "clean_run_high", "warm_mean", "warm_std", "cold_mean", "cold_std"),
 )
 
 
@@ -189,6 +213,9 @@ def cell_csv(rows: Sequence[Row]) -> str:
             + ((printed.mean, printed.std) if printed else (None, None))
             + (row.code, row.difference, row.required)
             + (None if row.reached is None else "yes" if row.reached else "no",)
+            + (row.clean or (None, None))
+            + ((row.warm.mean, row.warm.std) if row.warm else (None, None))
+            + ((row.cold.mean, row.cold.std) if row.cold else (None, None))
         )
         records.append(dict(zip(CELL_COLUMNS, values, strict=True)))
     return to_csv(CELL_COLUMNS, records)
@@ -201,151 +228,10 @@ def run_csv(runs: Sequence[Finished]) -> str:
         dataset, model, _, _ = run.cell.group
         for variant, test in run.tests().items():
             record: dict[str, Any] = {"dataset": dataset, "model": model}
-            record |= {"method": run.cell.settings.method.title, "variant": variant}
+            record |= {"method": run.cell.title, "variant": variant}
             record |= {"seed": run.result["seed"], "selector": run.result["selector"], **test}
             record |= {f"{phase}_seconds": round(s, 3) for phase, s in run.result["seconds"].items()}
             record["epochs"] = "+".join(str(n) for n in run.result["epochs"].values())
             records.append(record)
     columns = list(dict.fromkeys(key for record in records for key in record))
     return to_csv(columns, records)
-
-
-# Markdown
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> list[str]:
-    """Lines of a table; the first ``left`` columns are text, the others numbers."""
-    lines = ["| " + " | ".join(columns) + " |"]
-    lines.append("|" + "|".join("---" if i < left else "---:" for i in range(len(columns))) + "|")
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def show(numbers: Numbers | None, digits: int = 4) -> str:
-    """``0.0952 ± 0.0013``."""
-    if numbers is None:
-        return "–"
-    spread = "" if numbers.std is None else f" ± {numbers.std:.{digits}f}"
-    return f"{numbers.mean:.{digits}f}{spread}"
-
-
-def short(metric: str) -> str:
-    """``R@20`` for ``recall@20``."""
-    return metric.replace("recall", "R").replace("ndcg", "N")
-
-
-def model_table(table: TableSpec, rows: Sequence[Row]) -> list[str]:
-    """The table of one model: four lines a method and variant, a column a metric."""
-    blocks: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        blocks.setdefault((row.title, row.variant), {})[row.metric] = row
-    lines = []
-    for (title, variant), metrics in blocks.items():
-        shown = [metrics[m] for m in table.shown]
-        label = title + (f" ({variant})" if variant else "")
-        if not shown[0].compared:
-            lines.append([label, "ours, not compared", *(show(r.ours) for r in shown)])
-            continue
-        marks = {None: "", True: "", False: " **missed**"}
-        lines.append([f"**{label}**", "ours", *(show(r.ours) + marks[r.reached] for r in shown)])
-        lines.append(["", "paper", *(show(r.printed, 3) for r in shown)])
-        if any(r.code is not None for r in shown):
-            lines.append(["", "public code", *("–" if r.code is None else f"{r.code:.4f}" for r in shown)])
-        lines.append(["", "ours − paper", *("–" if r.difference is None else f"{r.difference:+.4f}" for r in shown)])
-        lines.append(["", "required", *("" if r.required is None else f"≥ {r.required:.4f}" for r in shown)])
-    return markdown_table(["method", "", *map(short, table.shown)], lines)
-
-
-def settings_table(runs: Sequence[Finished]) -> list[str]:
-    """Selector, options, epochs and seconds of every cell."""
-    groups: dict[tuple[str, ...], list[Finished]] = {}
-    for run in runs:
-        groups.setdefault(run.cell.group, []).append(run)
-    rows = []
-    for (dataset, model, _, variant), members in groups.items():
-        first = members[0]
-        options = {k: v for k, v in first.config["denoiser"].items() if k != "name" and v is not None}
-        epochs = [" + ".join(map(str, m.result["epochs"].values())) for m in members]
-        seconds = statistics.fmean(sum(m.result["seconds"].values()) for m in members)
-        rows.append(
-            [
-                f"{dataset} {model}",
-                first.cell.settings.method.title + (f" ({variant})" if variant else ""),
-                str(first.result["selector"]),
-                ", ".join(f"{k} {v}" for k, v in options.items()),
-                ", ".join(str(m.result["seed"]) for m in members),
-                ", ".join(epochs),
-                f"{seconds:.1f}",
-            ]
-        )
-    columns = ["model", "method", "selector", "options", "seeds", "epochs run, per seed", "seconds, mean"]
-    return markdown_table(columns, rows, left=6)
-
-
-def circumstances(
-    results: Sequence[dict[str, Any]], jobs: Sequence[dict[str, Any]], command: Sequence[str], protocol: str
-) -> list[str]:
-    """Command, versions, hardware, dates and seconds: whatever the files say, each different value once.
-
-    Args:
-        results: contents of ``result.json``.
-        jobs: contents of ``job.json``.
-        command: what was typed.
-        protocol: of all runs.
-    """
-    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results)
-    machines = dict.fromkeys(
-        f"{m['platform']}, {m['processor']}, {m['cores']} cores" for m in (job["machine"] for job in jobs)
-    )
-    dates = sorted(job["ended"] for job in jobs)
-    seeds = sorted({result["seed"] for result in results})
-    inside = sum(sum(result["seconds"].values()) for result in results)
-    wall = sum(job["seconds"] for job in jobs)
-    lines = [f"- Command: `{shlex.join(command)}`", f"- Protocol: {protocol}; seeds {', '.join(map(str, seeds))}"]
-    lines += [f"- Versions: {v}" for v in versions] + [f"- Machine: {m}; one torch thread a run" for m in machines]
-    lines += [f"- Runs: {len(results)}" + (f", ended {dates[0]} to {dates[-1]}" if dates else "")]
-    total = f"- Seconds over all runs: {inside:.0f} preparing, training and testing"
-    return [*lines, total + (f"; {wall:.0f} of whole processes" if wall else "")]
-
-
-def markdown(
-    table: TableSpec, cells: Sequence[Cell], runs: Sequence[Finished], rows: Sequence[Row], command: Sequence[str]
-) -> str:
-    """The page: circumstances, a table per data set and model, settings, and what was reached."""
-    protocol = cells[0].settings.protocol
-    lines = [f"# {table.title}", "", f"Compared with: {table.source}.", ""]
-    lines += [*circumstances([r.result for r in runs], [r.job for r in runs if r.job], command, protocol), ""]
-    least = f"the paper's mean less the larger of {table.deviations} of its standard deviations and {table.share:.0%}"
-    if table.public_code:
-        least += f", or the public code's value less {table.share:.0%}, whichever is lower"
-    names = " and ".join(short(m) for m in table.required)
-    lines += [
-        f"Ours: mean ± sample standard deviation over seeds, on the clean test. Required ({names}): {least}.",
-        "Rows that are not compared are runs under other rules than the printed ones.",
-        "",
-    ]
-    for dataset, model in dict.fromkeys((row.dataset, row.model) for row in rows):
-        chosen = [row for row in rows if (row.dataset, row.model) == (dataset, model)]
-        lines += [f"## {model} on {dataset}", "", *model_table(table, chosen), ""]
-    lines += ["## Settings", "", *settings_table(runs), "", "## Reached", ""]
-    headline, *missed = [*summary(rows), *unfinished(cells, runs)]
-    lines += [*(f"- {line}" for line in missed), *([""] if missed else []), f"{headline}.", ""]
-    return "\n".join(lines)
-
-
-def write_report(
-    table: TableSpec, cells: Sequence[Cell], out: Path, report: Path, command: Sequence[str]
-) -> tuple[list[Path], list[str]]:
-    """Write ``REPORT.md``, ``REPORT.csv`` (cells) and ``REPORT-runs.csv`` (seeds) from the files under ``out``.
-
-    Returns:
-        The files, and the lines of :func:`summary` and :func:`unfinished`.
-    """
-    runs = collect(cells, out)
-    rows = table_rows(table, cells, runs)
-    texts = {".md": markdown(table, cells, runs, rows, command), ".csv": cell_csv(rows), "-runs.csv": run_csv(runs)}
-    paths = []
-    for ending, text in texts.items():
-        path = report.with_name(report.name + ending)
-        checkpoint.write_text(path, text)
-        paths.append(path)
-    return paths, [*summary(rows), *unfinished(cells, runs)]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recdenoise import denoisers
+from recdenoise import denoisers, presets
 from recdenoise.errors import UserError
-from recdenoise.recbole_adapter.dataset import find_folder
+from recdenoise.recbole_adapter.dataset import dataset_name, find_folder
 from recdenoise.recbole_adapter.recbole_config import read_yaml
 from recdenoise.recbole_adapter.settings import Settings, from_dict, resolve
 from recdenoise.reports import published
@@ -22,28 +22,49 @@ from recdenoise.reports.workers import Job
 FIRST_SEED = 2020
 """Of a grid; the others follow it."""
 
+KEPT = {"users": "users.csv", "predictions": "predictions.npz", "test_curve": "test_curve.csv"}
+"""What a run can leave for reports: measures of every test user, of every training pair, the test after every epoch."""
+
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of running a method: ``name`` is empty for the plain one; ``compared`` with print or shown beside it."""
+    """A way of running a method.
+
+    Attributes:
+        name: empty for the plain one.
+        compared: with print, or shown beside it.
+        options: set in its runs.
+        title: what print calls the method when it runs so; ``{}`` stands for the method's title.
+        kind: the model's variant that it belongs to: paired tests stay within one.
+    """
 
     name: str = ""
     compared: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    title: str = "{}"
+    kind: str = ""
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A published table and the runs that answer to it.
+    """A published table or figure and the runs that answer to it.
 
     Attributes:
         name, title, source: of the table.
         datasets, models, methods, protocol, preset: what its runs are.
-        printed, public_code: CSV files of :mod:`recdenoise.reports.published`; ``public_code`` may be missing.
+        report: ``table``, or the kind of figure.
+        keeps: what its runs leave behind besides their result: names of :data:`KEPT`.
+        printed, public_code, clean_run: CSV files of :mod:`recdenoise.reports.published`, each possibly missing.
         shown, required: metrics in the report, and those that must reach a minimum.
+        shown_on, required_on: others for some data sets.
         deviations, share: how far below print a required cell may be, in standard deviations and as a share.
+        base: what paired tests compare with: ``normal``, or ``plain`` for the plain run of the same method.
         variants: per model; a model without an entry has the plain one.
-        method_variants: per method, further ways of running it that are shown beside.
+        method_variants: per method, further ways of running it.
+        axes: option in dotted form to values; every combination is a variant, in place of the plain run.
+        set, set_on: options of every run, and of those on some data sets.
+        preset_of: models without published settings, and the model whose settings they take.
+        published_prior: whether DeCA(p)'s prior keeps the preset's number of epochs.
     """
 
     name: str
@@ -54,40 +75,98 @@ class TableSpec:
     methods: tuple[str, ...]
     protocol: str
     preset: str | None
-    printed: str
-    public_code: str | None
-    shown: tuple[str, ...]
-    required: tuple[str, ...]
-    deviations: float
-    share: float
-    variants: Mapping[str, tuple[Variant, ...]]
-    method_variants: Mapping[str, tuple[Variant, ...]]
+    report: str = "table"
+    keeps: tuple[str, ...] = ("users",)
+    printed: str | None = None
+    public_code: str | None = None
+    clean_run: str | None = None
+    shown: tuple[str, ...] = ("recall@20", "ndcg@20")
+    required: tuple[str, ...] = ()
+    shown_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    required_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    deviations: float = 2
+    share: float = 0.05
+    base: str = "normal"
+    variants: Mapping[str, tuple[Variant, ...]] = field(default_factory=dict)
+    method_variants: Mapping[str, tuple[Variant, ...]] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    set: Mapping[str, Any] = field(default_factory=dict)
+    set_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preset_of: Mapping[str, str] = field(default_factory=dict)
+    published_prior: bool = False
 
     def variants_of(self, model: str, method: str) -> tuple[Variant, ...]:
         """Kinds of runs of a model through a method."""
         kinds = self.variants.get(model, (Variant(),))
-        return kinds + tuple(
-            Variant("-".join(n for n in (kind.name, extra.name) if n), False, merge(kind.options, extra.options))
-            for extra in self.method_variants.get(method, ())
+        extras = self.method_variants.get(method, ()) or axis_variants(self.axes)
+        combined = tuple(
+            Variant(
+                "-".join(n for n in (kind.name, extra.name) if n),
+                extra.compared,
+                merge(kind.options, extra.options),
+                extra.title,
+                kind.name,
+            )
+            for extra in extras
             for kind in kinds
             if kind.compared
         )
+        return combined if self.axes else kinds + combined
+
+    def shown_for(self, dataset: str) -> tuple[str, ...]:
+        """Metrics that the report shows of a data set."""
+        return tuple(self.shown_on.get(dataset, self.shown))
+
+    def required_for(self, dataset: str) -> tuple[str, ...]:
+        """Metrics that must reach a minimum on a data set."""
+        return tuple(self.required_on.get(dataset, self.required))
+
+    def options_for(self, dataset: str, model: str, method: str) -> tuple[str | None, dict[str, Any]]:
+        """Preset of a run, and the options that the table itself sets in it."""
+        preset, options = self.preset, merge(self.set, self.set_on.get(dataset, {}))
+        if preset is None:
+            return None, options
+        if self.published_prior and "prior_epochs" in denoisers.get(method).Config().to_dict():
+            cell = presets.load(preset, dataset, self.preset_of.get(model, model), method)
+            selector = cell["denoiser"].get("prior_selector") or cell["valid_selector"]
+            prior = {"prior_epochs": cell["epochs"], "prior_selector": selector}
+            options = merge(options, {"denoiser": prior})
+        if model not in self.preset_of:
+            return preset, options
+        return None, merge(presets.load(preset, dataset, self.preset_of[model], method), options)
+
+
+def axis_variants(axes: Mapping[str, Sequence[Any]]) -> tuple[Variant, ...]:
+    """Every combination of the options' values, none without options: ``c_1_10-c_2_100``."""
+    combinations = itertools.product(*axes.values()) if axes else ()
+    return tuple(
+        Variant(
+            "-".join(f"{key.rpartition('.')[2]}_{value}" for key, value in zip(axes, values, strict=True)),
+            True,
+            nested_options(dict(zip(axes, values, strict=True))),
+        )
+        for values in combinations
+    )
+
+
+def read_variants(entries: Sequence[Mapping[str, Any]], of_model: bool) -> tuple[Variant, ...]:
+    """Variants as a table's file lists them."""
+    return tuple(
+        Variant(v["name"], v["compared"], v.get("set") or {}, v.get("title", "{}"), kind=v["name"] if of_model else "")
+        for v in entries
+    )
 
 
 def read_table(name: str) -> TableSpec:
-    """The table called ``name``. Raises ``UserError`` that lists the tables there are."""
+    """The table or figure called ``name``. Raises ``UserError`` that lists those there are."""
     content = published.load_table(name)
-    per_model, per_method = (
-        {
-            key: tuple(Variant(v["name"], v["compared"], v.get("set") or {}) for v in entries)
-            for key, entries in (content.pop(field_name, None) or {}).items()
+    for key in ("variants", "method_variants"):
+        content[key] = {
+            owner: read_variants(entries, key == "variants") for owner, entries in (content.get(key) or {}).items()
         }
-        for field_name in ("variants", "method_variants")
-    )
-    tolerance = content.pop("tolerance")
+    tolerance = content.pop("tolerance", {})
     lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
-    content.setdefault("public_code", None)
-    return TableSpec(name=name, variants=per_model, method_variants=per_method, **tolerance, **{**content, **lists})
+    return TableSpec(name=name, **tolerance, **{**content, **lists})
 
 
 @dataclass(frozen=True)
@@ -109,6 +188,18 @@ class Cell:
     @property
     def method(self) -> str:
         return self.settings.method.name
+
+    @property
+    def title(self) -> str:
+        """The method's, as print has it."""
+        return self.variant.title.format(self.settings.method.title)
+
+    def label_of(self, variant: str | None = None) -> str:
+        """The title, with the variant (of the run, or of one of its tests) where the title does not name it."""
+        own = self.variant
+        variant = own.name if variant is None else variant
+        rest = variant if own.title == "{}" else variant.replace(own.name, own.kind, 1)
+        return self.title + (f" ({rest})" if rest else "")
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -173,6 +264,7 @@ def plan(
     n_seeds: int = 3,
     options: Mapping[str, Any] | None = None,
     plugins: Sequence[str] = (),
+    compared_only: bool = False,
 ) -> list[Cell]:
     """Every run of a table, or of a part of it, checked before the first begins.
 
@@ -183,6 +275,7 @@ def plan(
         n_seeds: seeds 2020, 2021, ...
         options: set in every run, with RecBole's keys and a nested ``denoiser``.
         plugins: imported by every run first.
+        compared_only: leave out runs that are only shown beside.
 
     Raises:
         UserError: anything that cannot work.
@@ -195,16 +288,17 @@ def plan(
         denoisers.get(method)
     cells = []
     for dataset, model, method in itertools.product(*map(dict.fromkeys, (datasets, models, methods))):
-        name = Path(dataset).name if Path(dataset).is_dir() else dataset
+        name = Path(dataset_name(dataset)).name
+        preset, fixed = table.options_for(name, model, method)
         for variant, seed in itertools.product(
             table.variants_of(model, method), range(FIRST_SEED, FIRST_SEED + n_seeds)
         ):
-            overrides = merge(variant.options, options or {})
-            settings = resolve(
-                model, dataset, method, protocol=protocol, seed=seed, preset=table.preset, overrides=overrides
-            )
+            if compared_only and not variant.compared:
+                continue
+            overrides = merge(merge(fixed, variant.options), options or {})
+            settings = resolve(model, dataset, method, protocol=protocol, seed=seed, preset=preset, overrides=overrides)
             words = ["--model", model, "--dataset", dataset, "--denoiser", method, "--protocol", protocol]
-            words += ["--seed", str(seed), *(["--preset", table.preset] if table.preset else [])]
+            words += ["--seed", str(seed), *(["--preset", preset] if preset else [])]
             words += [*assignments(overrides), *(word for plugin in plugins for word in ("--plugin", plugin))]
             cells.append(Cell(name, variant, settings, tuple(words)))
     return cells
@@ -263,8 +357,10 @@ def jobs_of(cells: Sequence[Cell], table: TableSpec, out: Path) -> list[Job]:
         check_folder(cell.settings, folder)
         result_of(folder)
         guess = published_seconds(table.public_code, cell.dataset, cell.settings.model, cell.settings.method.title)
-        words = ("train", *cell.arguments, "--out", str(folder), "--resume", "--quiet")
-        jobs.append(Job(cell.name, folder, words, "result.json", cell.group, guess))
+        keeps = (word for name in table.keeps for word in ("--keep", name))
+        words = ("benchmark", "run", *cell.arguments, "--out", str(folder), *keeps)
+        also = tuple(KEPT[name] for name in table.keeps)
+        jobs.append(Job(cell.name, folder, words, "result.json", cell.group, guess, also=also))
     return jobs
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 
 from recdenoise import checkpoint, denoisers
 from recdenoise.errors import UserError
-from recdenoise.reports.comparison import Numbers, circumstances, markdown_table, short, show
-from recdenoise.reports.grid import FIRST_SEED, assignments, published_seconds, to_csv
-from recdenoise.reports.tuning import StudySpec, read_users
+from recdenoise.reports.comparison import Numbers
+from recdenoise.reports.grid import FIRST_SEED, KEPT, assignments, published_seconds, to_csv
+from recdenoise.reports.markdown import circumstances, markdown_table, short, show
+from recdenoise.reports.significance import holm, mean_users, signed_rank
+from recdenoise.reports.tuning import StudySpec
 from recdenoise.reports.workers import Job
 
 METRICS = ("recall@20", "ndcg@20")
@@ -49,11 +50,7 @@ class Study:
 
     def users(self, metric: str) -> dict[str, float]:
         """Every test user's measure, its mean over seeds."""
-        values: dict[str, list[float]] = {}
-        for run in self.record["runs"]:
-            for user, value in read_users(self.folder / run["folder"] / "users.csv", metric).items():
-                values.setdefault(user, []).append(value)
-        return {user: statistics.fmean(per_seed) for user, per_seed in values.items()}
+        return mean_users([self.folder / run["folder"] / KEPT["users"] for run in self.record["runs"]], metric)
 
     def training_seconds(self) -> float:
         """Of all trials."""
@@ -119,28 +116,6 @@ def collect(specs: Sequence[StudySpec], out: Path) -> list[Study]:
                 raise UserError(f"{path} is of a search with other settings; choose another --out.")
             studies.append(Study(spec, path.parent, record))
     return studies
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that control the chance of any false finding among them."""
-    adjusted = [0.0] * len(p)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        largest = max(largest, min(1.0, p[index] * (len(p) - rank)))
-        adjusted[index] = largest
-    return adjusted
-
-
-def signed_rank(base: dict[str, float], other: dict[str, float]) -> tuple[int, int, float]:
-    """Users better and worse under ``other``, and the p-value of Wilcoxon's signed-rank test, pairs by user."""
-    from scipy.stats import wilcoxon
-
-    if base.keys() != other.keys():
-        raise UserError("The two methods were tested on different users; their runs are of different data.")
-    differences = [other[user] - base[user] for user in base]
-    better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    p = float(wilcoxon(differences).pvalue) if better or worse else 1.0
-    return better, worse, p
 
 
 def contrasts(studies: Sequence[Study], base: str) -> list[Contrast]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from recdenoise import checkpoint, denoisers, presets
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.loop import Loop, Observer
-from recdenoise.recbole_adapter.experiment import load, prepare, train
+from recdenoise.recbole_adapter.experiment import prepare, train
 from recdenoise.recbole_adapter.settings import DEFAULTS, Settings, resolve
 from recdenoise.reports.grid import FIRST_SEED, check_folder, flat_options, merge, nested_options, to_csv
+from recdenoise.reports.runs import read_users as read_users
+from recdenoise.reports.runs import write_users
 from recdenoise.seeds import derive
 from recdenoise.selection import LOSSES
 
@@ -35,8 +36,6 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """What is searched besides ``l2``, whose values are the DeCA paper's for every method; its c_1, c_2, alpha too."""
 
-TEST_METRICS = ("recall", "ndcg")
-TEST_TOPK = (3, 5, 10, 20)
 PATIENCE = 10
 """Evaluations without a new best, of about a hundred in a whole run."""
 
@@ -364,20 +363,3 @@ def final_runs(
     }
     checkpoint.write_json(out / "tuned.json", record)
     return record
-
-
-def write_users(folder: Path) -> None:
-    """Write recall and NDCG of every test user of a finished run to ``users.csv``."""
-    run = load(folder)
-    measured = run.evaluate(TEST_TOPK, TEST_METRICS)
-    names = run.data.user_tokens[measured.users.cpu().numpy()]
-    columns = ["user", *measured.per_user]
-    values = zip(*(column.tolist() for column in measured.per_user.values()), strict=True)
-    rows = [dict(zip(columns, (str(name), *row), strict=True)) for name, row in zip(names, values, strict=True)]
-    checkpoint.write_text(folder / "users.csv", to_csv(columns, rows))
-
-
-def read_users(path: Path, metric: str) -> dict[str, float]:
-    """One measure of every user from ``users.csv``."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["user"]: float(row[metric]) for row in csv.DictReader(file)}

@@ -39,6 +39,7 @@ class Job:
         kind: jobs of one kind take about the same time.
         guess: how long it may take, in any unit that all jobs share.
         wanted: what ``done``, a JSON file, must hold; nothing by default.
+        also: further files that the finished job leaves.
     """
 
     name: str
@@ -48,12 +49,13 @@ class Job:
     kind: tuple[str, ...] = ()
     guess: float = 1.0
     wanted: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
-        """Whether its file is there and holds what is wanted."""
+        """Whether its files are there and ``done`` holds what is wanted."""
         path = self.folder / self.done
-        if not path.is_file():
+        if not all((self.folder / name).is_file() for name in (self.done, *self.also)):
             return False
         if not self.wanted:
             return True

@@ -40,8 +40,9 @@ def load_rows(file: str) -> list[dict[str, str]]:
 
 
 def load_numbers(file: str, column: str) -> dict[Key, float]:
-    """One column of a CSV file whose rows name data set, model, method, metric and cut-off."""
+    """One column of a CSV file whose rows name data set, model, method, metric and cut-off; empty cells left out."""
     return {
         (row["dataset"], row["model"], row["method"], f"{row['metric']}@{row['k']}"): float(row[column])
         for row in load_rows(file)
+        if row[column]
     }

@@ -1,0 +1,221 @@
+"""A table's report in Markdown, and the wording that all reports share."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from recdenoise.reports.comparison import Finished, Numbers, Row, summary, unfinished
+from recdenoise.reports.grid import Cell, TableSpec
+from recdenoise.reports.significance import PairedTest, explanation
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> list[str]:
+    """Lines of a table; the first ``left`` columns are text, the others numbers."""
+    lines = ["| " + " | ".join(columns) + " |"]
+    lines.append("|" + "|".join("---" if i < left else "---:" for i in range(len(columns))) + "|")
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def show(numbers: Numbers | None, digits: int = 4) -> str:
+    """``0.0952 ± 0.0013``."""
+    if numbers is None:
+        return "–"
+    spread = "" if numbers.std is None else f" ± {numbers.std:.{digits}f}"
+    return f"{numbers.mean:.{digits}f}{spread}"
+
+
+def show_range(ends: tuple[float, float] | None) -> str:
+    """``0.205–0.208``, or one number where the ends are the same."""
+    if ends is None:
+        return "–"
+    return f"{ends[0]:.3f}" if ends[0] == ends[1] else f"{ends[0]:.3f}–{ends[1]:.3f}"
+
+
+def short(metric: str) -> str:
+    """``R@20`` for ``recall@20``."""
+    return metric.replace("recall", "R").replace("ndcg", "N")
+
+
+def blocks_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """(label, variant) -> metric -> row, in the order of the rows."""
+    blocks: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        blocks.setdefault((row.label, row.variant), {})[row.metric] = row
+    return blocks
+
+
+def model_table(table: TableSpec, rows: Sequence[Row]) -> list[str]:
+    """The table of one model: up to seven lines a method and variant, a column a metric."""
+    names = table.shown_for(rows[0].dataset)
+    lines = []
+    for (label, _), metrics in blocks_of(rows).items():
+        shown = [metrics[m] for m in names]
+        if not shown[0].compared:
+            lines.append([label, "ours, not compared", *(show(r.ours) for r in shown)])
+            continue
+        marks = {None: "", True: "", False: " **missed**"}
+        lines.append([f"**{label}**", "ours", *(show(r.ours) + marks[r.reached] for r in shown)])
+        lines.append(["", "paper", *(show(r.printed, 3) for r in shown)])
+        if any(r.code is not None for r in shown):
+            lines.append(["", "public code", *("–" if r.code is None else f"{r.code:.4f}" for r in shown)])
+        if any(r.clean is not None for r in shown):
+            lines.append(["", "clean run", *(show_range(r.clean) for r in shown)])
+        lines.append(["", "ours − paper", *("–" if r.difference is None else f"{r.difference:+.4f}" for r in shown)])
+        if any(r.required is not None for r in shown):
+            lines.append(["", "required", *("" if r.required is None else f"≥ {r.required:.4f}" for r in shown)])
+    return markdown_table(["method", "", *map(short, names)], lines)
+
+
+SETTINGS_COLUMNS = ("model", "method", "selector", "options", "seeds", "epochs run, per seed", "seconds, mean")
+
+
+def settings_rows(runs: Sequence[Finished]) -> list[list[str]]:
+    """Selector, options, epochs and seconds of every cell."""
+    groups: dict[tuple[str, ...], list[Finished]] = {}
+    for run in runs:
+        groups.setdefault(run.cell.group, []).append(run)
+    rows = []
+    for (dataset, model, _, variant), members in groups.items():
+        first = members[0]
+        options = {k: v for k, v in first.config["denoiser"].items() if k != "name" and v is not None}
+        epochs = [" + ".join(map(str, m.result["epochs"].values())) for m in members]
+        seconds = statistics.fmean(sum(m.result["seconds"].values()) for m in members)
+        rows.append(
+            [
+                f"{dataset} {model}",
+                first.cell.settings.method.title + (f" ({variant})" if variant else ""),
+                str(first.result["selector"]),
+                ", ".join(f"{k} {v}" for k, v in options.items()),
+                ", ".join(str(m.result["seed"]) for m in members),
+                ", ".join(epochs),
+                f"{seconds:.1f}",
+            ]
+        )
+    return rows
+
+
+def circumstances(
+    results: Sequence[dict[str, Any]], jobs: Sequence[dict[str, Any]], command: Sequence[str], protocol: str
+) -> list[str]:
+    """Command, versions, hardware, dates and seconds: whatever the files say, each different value once.
+
+    Args:
+        results: contents of ``result.json``.
+        jobs: contents of ``job.json``.
+        command: what was typed.
+        protocol: of all runs.
+    """
+    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results)
+    machines = dict.fromkeys(
+        f"{m['platform']}, {m['processor']}, {m['cores']} cores" for m in (job["machine"] for job in jobs)
+    )
+    dates = sorted(job["ended"] for job in jobs)
+    seeds = sorted({result["seed"] for result in results})
+    inside = sum(sum(result["seconds"].values()) for result in results)
+    wall = sum(job["seconds"] for job in jobs)
+    lines = [f"- Command: `{shlex.join(command)}`", f"- Protocol: {protocol}; seeds {', '.join(map(str, seeds))}"]
+    lines += [f"- Versions: {v}" for v in versions] + [f"- Machine: {m}; one torch thread a run" for m in machines]
+    lines += [f"- Runs: {len(results)}" + (f", ended {dates[0]} to {dates[-1]}" if dates else "")]
+    total = f"- Seconds over all runs: {inside:.0f} preparing, training and testing"
+    return [*lines, total + (f"; {wall:.0f} of whole processes" if wall else "")]
+
+
+def rules(table: TableSpec, rows: Sequence[Row]) -> list[str]:
+    """How to read the numbers, a sentence a line."""
+    least = f"the paper's mean less the larger of {table.deviations} of its standard deviations and {table.share:.0%}"
+    if not table.deviations:
+        least = f"the paper's mean less {table.share:.0%}"
+    if table.public_code:
+        least += f", or the public code's value less {table.share:.0%}, whichever is lower"
+    names = " and ".join(short(m) for m in dict.fromkeys(r.metric for r in rows if r.required is not None))
+    lines = ["Ours: mean ± sample standard deviation over seeds, on the clean test."]
+    if names:
+        lines[0] += f" Required ({names}): {least}."
+    if any(not row.compared for row in rows):
+        lines.append("Rows that are not compared are runs under other rules than the printed ones.")
+    if any(row.clean for row in rows):
+        lines.append(
+            "Clean run: a separate implementation of the same formulas, without the quirks of the authors' code, last "
+            "epoch, one or two seeds."
+        )
+    return lines
+
+
+POPULATION_COLUMNS = ("model", "method", "metric", "all users", "warm", "cold")
+
+
+def population_rows(table: TableSpec, rows: Sequence[Row]) -> list[list[str]]:
+    """Every cell for users seen in training and for the others, where a data set has both."""
+    return [
+        [f"{row.dataset} {row.model}", row.label, short(row.metric), show(row.ours), show(row.warm), show(row.cold)]
+        for row in rows
+        if row.warm is not None and row.metric in (table.required_for(row.dataset) or table.shown_for(row.dataset))
+    ]
+
+
+def population_note(runs: Sequence[Finished]) -> str:
+    """Who is warm and who is cold, with their numbers."""
+    counts: dict[str, tuple[int, int]] = {}
+    for run in runs:
+        c = run.result.get("counts", {})
+        if c.get("warm"):
+            n, cold = int(c["n_users"]), int(c["n_unseen_users"])
+            counts[run.cell.dataset] = (n - cold if run.result.get("protocol") == "paper" else n, cold)
+    told = "; ".join(f"{name}: {warm:,} warm, {cold:,} cold" for name, (warm, cold) in counts.items())
+    return f"Warm users were seen in training, cold users were not: their embeddings were never trained. {told}."
+
+
+TEST_COLUMNS = (
+    *("model", "method", "compared with", "metric", "difference"),
+    *("users better / worse", "p", "p, Holm", "verdict"),
+)
+
+
+def test_rows(tests: Sequence[PairedTest]) -> list[list[str]]:
+    """A line a paired test."""
+    return [
+        [
+            f"{t.dataset} {t.model}",
+            t.label,
+            t.base_label,
+            short(t.metric),
+            f"{t.difference:+.4f}",
+            f"{t.better} / {t.worse}",
+            f"{t.p:.2g}",
+            f"{t.adjusted:.2g}",
+            t.verdict,
+        ]
+        for t in tests
+    ]
+
+
+def markdown(
+    table: TableSpec,
+    cells: Sequence[Cell],
+    runs: Sequence[Finished],
+    rows: Sequence[Row],
+    tests: Sequence[PairedTest],
+    command: Sequence[str],
+) -> str:
+    """The page: circumstances, a table per data set and model, tests, settings, and what was reached."""
+    protocol = cells[0].settings.protocol
+    lines = [f"# {table.title}", "", f"Compared with: {table.source}.", ""]
+    lines += [*circumstances([r.result for r in runs], [r.job for r in runs if r.job], command, protocol), ""]
+    lines += [*rules(table, rows), ""]
+    for dataset, model in dict.fromkeys((row.dataset, row.model) for row in rows):
+        chosen = [row for row in rows if (row.dataset, row.model) == (dataset, model)]
+        lines += [f"## {model} on {dataset}", "", *model_table(table, chosen), ""]
+    populations = population_rows(table, rows)
+    if populations:
+        lines += ["## Warm and cold users", "", population_note(runs), ""]
+        lines += [*markdown_table(POPULATION_COLUMNS, populations, left=3), ""]
+    if tests:
+        lines += ["## Paired tests", "", explanation(tests), ""]
+        lines += [*markdown_table(TEST_COLUMNS, test_rows(tests), left=4), ""]
+    lines += ["## Settings", "", *markdown_table(SETTINGS_COLUMNS, settings_rows(runs), left=6), "", "## Reached", ""]
+    headline, *missed = [*summary(rows), *unfinished(cells, runs)]
+    lines += [*(f"- {line}" for line in missed), *([""] if missed else []), f"{headline}.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,164 @@
+"""One run of a grid: trained as by ``recdenoise train``, with what reports need of it left in its folder."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import recdenoise
+from recdenoise import checkpoint
+from recdenoise.denoisers import Stage
+from recdenoise.errors import UserError, unknown_name
+from recdenoise.loop import Loop, Observer
+from recdenoise.recbole_adapter.experiment import Run, RunFiles, check_out, finish, load, prepare, read_record, train
+from recdenoise.recbole_adapter.settings import Settings
+from recdenoise.reports.grid import KEPT, check_folder, to_csv
+
+METRICS = ("recall", "ndcg")
+TOPK = (3, 5, 10, 20)
+CURVE_METRICS = ("recall@20", "ndcg@20")
+
+
+class TestCurve(Observer):
+    """Measures the clean test after every epoch of the last stage and writes ``test_curve.csv``.
+
+    The values are only ever written down: no selector sees them. Generators and the modes of all networks are put back,
+    so that a watched run ends with the same bits as one that is not.
+
+    Args:
+        run: what is trained.
+        path: the file; rows of an interrupted run are kept up to the epoch that training goes on from.
+    """
+
+    __test__ = False  # no test, whatever its name looks like
+
+    def __init__(self, run: Run, path: Path) -> None:
+        self.run, self.path = run, path
+        self.stage = run.denoiser.stages()[-1].name
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                self.rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+    def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+        if stage.name == self.stage:
+            self.rows = [row for row in self.rows if row["epoch"] <= first_epoch]
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        if row["stage"] != self.stage:
+            return
+        started = time.perf_counter()
+        random = checkpoint.random_state()
+        modes = [(module, module.training) for module in self.run.denoiser.modules()]
+        measured = self.run.evaluate(topk=(), metrics=CURVE_METRICS)
+        for module, training in modes:
+            module.training = training
+        self.run.task.begin_step(self.run.denoiser)  # nothing that was cached without gradient is left
+        checkpoint.restore_random_state(random)
+        values: dict[str, float] = {"epoch": row["epoch"], **measured.mean}
+        for name, means in (("warm", measured.warm), ("cold", measured.cold)):
+            values |= {f"{name}_{metric}": value for metric, value in (means or {}).items()}
+        self.rows.append({**values, "seconds": round(time.perf_counter() - started, 4)})
+        checkpoint.write_text(self.path, to_csv(list(self.rows[-1]), self.rows))
+
+
+def train_watched(settings: Settings, out: Path) -> None:
+    """Train as :func:`recdenoise.recbole_adapter.experiment.train` does, with the test measured after every epoch.
+
+    Goes on from the folder's checkpoint where there is one.
+    """
+    check_out(out, resume=True)
+    run = prepare(settings)
+    curve = TestCurve(run, out / KEPT["test_curve"])
+    loop = Loop(
+        run.denoiser,
+        run.task,
+        settings.loop,
+        validate=run.validation,
+        checkpoint_path=out / "checkpoint.pt",
+        identity=settings.identity(recdenoise.__version__),
+    )
+    loop.resume()
+    checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
+    loop.observer = RunFiles(out, curve, loop.history)
+    result = finish(run, loop.run(), out)
+    checkpoint.save(out / "model.pt", {"identity": loop.identity, "modules": run.denoiser.state_dict()})
+    checkpoint.write_json(out / "result.json", result.record)
+
+
+def run_one(settings: Settings, out: Path, keeps: Sequence[str] = ("users",)) -> None:
+    """Train what is not trained yet and write what ``keeps`` names: keys of :data:`recdenoise.reports.grid.KEPT`.
+
+    Raises:
+        UserError: an unknown name, a folder with another run, or a finished run whose test was not watched.
+    """
+    for name in keeps:
+        if name not in KEPT:
+            raise unknown_name("file to keep", name, KEPT)
+    check_folder(settings, out)
+    watched = "test_curve" in keeps
+    if read_record(out) is None:
+        if watched:
+            train_watched(settings, out)
+        else:
+            train(settings, out, resume=True)
+    elif watched and not (out / KEPT["test_curve"]).is_file():
+        raise UserError(f"{out} holds a finished run whose test was not watched; choose another --out.")
+    missing = [name for name in keeps if not (out / KEPT[name]).is_file()]
+    if missing:
+        run = load(out)
+        for name in missing:
+            WRITERS[name](out, run)
+
+
+def write_users(folder: Path, run: Run | None = None) -> None:
+    """Write recall and NDCG of every test user of a finished run to ``users.csv``."""
+    run = run or load(folder)
+    measured = run.evaluate(TOPK, METRICS)
+    names = run.data.user_tokens[measured.users.cpu().numpy()]
+    columns = ["user", *measured.per_user]
+    values = zip(*(column.tolist() for column in measured.per_user.values()), strict=True)
+    rows = [dict(zip(columns, (str(name), *row), strict=True)) for name, row in zip(names, values, strict=True)]
+    checkpoint.write_text(folder / KEPT["users"], to_csv(columns, rows))
+
+
+def read_users(path: Path, metric: str) -> dict[str, float]:
+    """One measure of every user from ``users.csv``."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["user"]: float(row[metric]) for row in csv.DictReader(file)}
+
+
+def write_predictions(folder: Path, run: Run) -> None:
+    """Write ``predictions.npz``: for every training pair ``p``, ``p_clean`` and, where known, ``rating``.
+
+    ``p`` is the probability that the model gives the pair; ``p_clean`` is P(y = 1 | observed), which DeCA computes by
+    Eq. 25 and every other method takes to be ``p`` (Eq. 11). All are ``(n_train,)`` float32, in the order of the
+    training file.
+    """
+    run.denoiser.eval()
+    run.task.begin_step(run.denoiser)
+    p = torch.sigmoid(run.task.scan(run.denoiser.score))
+    run.task.begin_step(run.denoiser)
+    p_clean = run.denoiser.clean_probability()
+    tensors = {"p": p, "p_clean": p if p_clean is None else p_clean}
+    if run.data.rating is not None:
+        tensors["rating"] = run.data.rating
+    arrays: dict[str, Any] = {name: tensor.cpu().numpy().astype(np.float32) for name, tensor in tensors.items()}
+    with checkpoint.atomic_file(folder / KEPT["predictions"]) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """What :func:`write_predictions` wrote."""
+    with np.load(folder / KEPT["predictions"], allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+WRITERS = {"users": write_users, "predictions": write_predictions}

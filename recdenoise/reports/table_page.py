@@ -1,0 +1,207 @@
+"""A table's report as one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from recdenoise.reports import charts, markdown
+from recdenoise.reports.comparison import Finished, Row, summary, unfinished
+from recdenoise.reports.grid import Cell, TableSpec
+from recdenoise.reports.html import Entry, Page
+from recdenoise.reports.significance import PairedTest, explanation
+
+CLOSE = 0.05
+"""Share of print beyond which a difference gets the strong colour."""
+
+COLOUR_KEY = (
+    ("up", "5% above print or more"),
+    ("up-some", "above print"),
+    ("down-some", "below print by less than 5%"),
+    ("down", "5% below print or more"),
+)
+
+MARKS = {"better": " ▲", "worse": " ▼"}
+
+
+def difference_entry(row: Row) -> Entry:
+    """Our mean less the printed one, coloured by its share of print."""
+    if row.difference is None or row.printed is None:
+        return Entry("–")
+    share = row.difference / row.printed.mean if row.printed.mean else 0.0
+    strong = abs(share) >= CLOSE
+    kind = ("up" if strong else "up-some") if share >= 0 else ("down" if strong else "down-some")
+    return Entry(f"{row.difference:+.4f} ({share:+.0%})", kind)
+
+
+def model_section(page: Page, table: TableSpec, rows: Sequence[Row], tests: Sequence[PairedTest]) -> None:
+    """Heading, table and bars of one model on one data set."""
+    dataset, model = rows[0].dataset, rows[0].model
+    page.heading(f"{model} on {dataset}")
+    verdicts = {(t.method, t.variant, t.metric): t.verdict for t in tests if (t.dataset, t.model) == (dataset, model)}
+    blocks = markdown.blocks_of(rows)
+    names = table.shown_for(dataset)
+    references = {
+        name: [
+            kind
+            for kind, known in (
+                ("public code", any(b[name].code is not None and b[name].compared for b in blocks.values())),
+                ("clean run", any(b[name].clean is not None and b[name].compared for b in blocks.values())),
+            )
+            if known
+        ]
+        for name in names
+    }
+    lines, beside = [], []
+    for place, ((label, _), metrics) in enumerate(blocks.items()):
+        line: list[str | Entry] = [
+            label + (" · not reached" if any(m.reached is False for m in metrics.values()) else "")
+        ]
+        for name in names:
+            row = metrics[name]
+            mark = MARKS.get(verdicts.get((row.method, row.variant, name), ""), "")
+            line.append(Entry(markdown.show(row.ours) + mark, "first"))
+            line.append(markdown.show(row.printed, 3) if row.compared else "")
+            line.append(difference_entry(row) if row.compared else "")
+            values = {
+                "public code": "–" if row.code is None else f"{row.code:.4f}",
+                "clean run": markdown.show_range(row.clean),
+            }
+            line += [values[kind] if row.compared else "" for kind in references[name]]
+        if not next(iter(metrics.values())).compared:
+            beside.append(place)
+        lines.append(line)
+    columns = ["method"]
+    for name in names:
+        columns += ["ours", "paper", "ours − paper", *references[name]]
+    groups = [("", 1), *((markdown.short(name), 3 + len(references[name])) for name in names)]
+    page.table(columns, lines, groups=groups, beside=beside)
+    page.plots([bar_panel(name, blocks) for name in table.required_for(dataset) or names])
+
+
+def bar_panel(metric: str, blocks: Mapping[tuple[str, str], Mapping[str, Row]]) -> charts.Panel:
+    """Every compared row of a model as a bar, with print and other references as marks."""
+    rows = [metrics[metric] for metrics in blocks.values() if metrics[metric].compared]
+    marks = {
+        "paper": [None if r.printed is None else r.printed.mean for r in rows],
+        "public code": [r.code for r in rows],
+        "clean run": [None if r.clean is None else statistics.fmean(r.clean) for r in rows],
+    }
+    values = [None if r.ours is None else (r.ours.mean, r.ours.std) for r in rows]
+    colours = [charts.COLOURS.get(r.method, charts.PALETTE[7]) for r in rows]
+    unit = f"{markdown.short(metric)}, mean over users; bars: ± standard deviation over seeds"
+    labels = [r.label for r in rows]
+    return charts.bars(f"{rows[0].model}, {markdown.short(metric)}", unit, labels, values, marks, colours)
+
+
+def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """``metrics.csv`` of a run: stage -> column -> values by epoch; values that were not measured are left out."""
+    history: dict[str, dict[str, list[float]]] = {}
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return history
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            stage = history.setdefault(row["stage"], {})
+            for column, value in row.items():
+                if value and (column == "loss" or column.startswith("valid_")):
+                    stage.setdefault(column, []).append(float(value))
+                    stage.setdefault(f"{column} epoch", []).append(float(row["epoch"]))
+    return history
+
+
+def band(label: str, curves: Sequence[tuple[Sequence[float], Sequence[float]]], colour: str) -> charts.Line:
+    """Mean over seeds, and the range between the lowest and highest seed, as far as every seed was trained."""
+    x = sorted(set.intersection(*(set(epochs) for epochs, _ in curves)))
+    by_epoch = [dict(zip(epochs, values, strict=True)) for epochs, values in curves]
+    columns = [[one[epoch] for one in by_epoch] for epoch in x]
+    spread = len(curves) > 1
+    return charts.Line(
+        label,
+        x,
+        [statistics.fmean(c) for c in columns],
+        [min(c) for c in columns] if spread else (),
+        [max(c) for c in columns] if spread else (),
+        colour,
+    )
+
+
+def training_panels(runs: Sequence[Finished]) -> list[charts.Panel]:
+    """For every compared cell the loss of its last stage and, where a validation value was measured, that value."""
+    groups: dict[tuple[str, ...], list[Finished]] = {}
+    for run in runs:
+        if run.cell.variant.compared:
+            groups.setdefault(run.cell.group, []).append(run)
+    panels = []
+    for members in groups.values():
+        cell = members[0].cell
+        histories = [list(read_history(m.folder).values()) for m in members]
+        last = [h[-1] for h in histories if h]
+        colour = charts.COLOURS.get(cell.method, charts.PALETTE[7])
+        for column in dict.fromkeys(name for h in last for name in h if not name.endswith(" epoch")):
+            curves = [(h[f"{column} epoch"], h[column]) for h in last if column in h]
+            curve = band(cell.label_of(), curves, colour)
+            if len(curve.x) > 1:
+                name = "training loss" if column == "loss" else f"validation {column.removeprefix('valid_')}"
+                title = f"{cell.settings.model}, {cell.label_of()}"
+                panels.append(charts.lines(title, "epoch", name, [curve]))
+    return panels
+
+
+def page(
+    table: TableSpec,
+    cells: Sequence[Cell],
+    runs: Sequence[Finished],
+    rows: Sequence[Row],
+    tests: Sequence[PairedTest],
+    command: Sequence[str],
+) -> str:
+    """The whole report: what was reached, tables, bars, tests, curves, settings, circumstances."""
+    headline, *missed = [*summary(rows), *unfinished(cells, runs)]
+    made = Page(table.title)
+    made.heading(table.title, 1)
+    protocol = cells[0].settings.protocol
+    seeds = sorted({r.result["seed"] for r in runs})
+    hours = sum(r.job["seconds"] for r in runs if r.job) / 3600
+    made.paragraph(f"Beside print: {table.source}. Protocol `{protocol}`.", quiet=True)
+    n, m = headline.split(" of ")[0], headline.split(" of ")[1].split()[0]
+    tiles = [(f"{n} / {m}", "required cells reached")] if m != "0" else []
+    tiles += [(f"{len(runs)} / {len(cells)}", "runs finished"), (", ".join(map(str, seeds)), "seeds")]
+    made.tiles([*tiles, *([(f"{hours:.1f} h", "of processor time, one thread a run")] if hours else [])])
+    for line in markdown.rules(table, rows):
+        made.paragraph(line)
+    made.key(COLOUR_KEY)
+    if tests:
+        base = "Normal" if table.base == "normal" else "the plain run of the same method"
+        made.paragraph(f"▲ better, ▼ worse than {base} by a paired test over users, p < .05 after correction.")
+    for dataset, model in dict.fromkeys((row.dataset, row.model) for row in rows):
+        model_section(made, table, [row for row in rows if (row.dataset, row.model) == (dataset, model)], tests)
+    populations = markdown.population_rows(table, rows)
+    if populations:
+        made.heading("Warm and cold users")
+        made.paragraph(markdown.population_note(runs))
+        made.table(markdown.POPULATION_COLUMNS, populations, left=3)
+    if tests:
+        made.heading("Paired tests")
+        made.paragraph(explanation(tests))
+        colours = {"better": "up-some", "worse": "down-some"}
+        lines: list[list[str | Entry]] = [
+            [*told[:-1], Entry(told[-1], colours.get(told[-1], ""))] for told in markdown.test_rows(tests)
+        ]
+        made.table(markdown.TEST_COLUMNS, lines, left=4)
+    made.heading("Training")
+    made.paragraph(
+        "Last stage of every compared cell, mean over seeds; the band reaches from the lowest seed to the highest."
+    )
+    panels = training_panels(runs)
+    for model in dict.fromkeys(p.alt.split(",")[0] for p in panels):
+        made.plots([p for p in panels if p.alt.split(",")[0] == model], f"Curves of {model}")
+    made.heading("Not reached")
+    made.bullets(missed or ["Nothing: every required cell is reached."] if m != "0" else ["Nothing is required here."])
+    made.heading("Settings")
+    made.table(markdown.SETTINGS_COLUMNS, markdown.settings_rows(runs), left=6, wrapped=(3,))
+    made.heading("Circumstances")
+    made.bullets(markdown.circumstances([r.result for r in runs], [r.job for r in runs if r.job], command, protocol))
+    return made.render()

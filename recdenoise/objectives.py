@@ -5,10 +5,14 @@ and never from a rounded probability. ``(n,)`` logits are binary (class 1 is "po
 multi-class. Results are per example and unreduced.
 
 Sources: DeCA is Wang et al., *Label Denoising through Cross-Model Agreement* (ACM TORS 2023); T-CE and R-CE are Wang et
-al., *Denoising Implicit Feedback for Recommendation* (WSDM 2021).
+al., *Denoising Implicit Feedback for Recommendation* (WSDM 2021); GCE is Zhang and Sabuncu, *Generalized Cross Entropy
+Loss* (NeurIPS 2018); MAE is Ghosh et al., *Robust Loss Functions under Label Noise* (AAAI 2017); ELR is Liu et al.,
+*Early-Learning Regularization* (NeurIPS 2020).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -20,7 +24,7 @@ def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
 
     Args:
         logits: ``(n,)`` binary or ``(n, C)`` multi-class logits.
-        label: ``(n,)``; 0/1 floats for binary logits, int64 classes otherwise.
+        label: ``(n,)``; 0/1 floats for binary logits, int64 classes otherwise, or ``(n, C)`` probabilities of classes.
 
     Returns:
         ``(n,)`` losses in nats.
@@ -158,6 +162,125 @@ def mean_probability_logits(logits: Tensor) -> Tensor:
         ``(...)`` logits whose sigmoid is the mean of the members' sigmoids.
     """
     return torch.logsumexp(F.logsigmoid(logits), dim=0) - torch.logsumexp(F.logsigmoid(-logits), dim=0)
+
+
+LOG_FLOOR = math.log(1e-5)
+"""Below it ``log h`` is clamped, so that one impossible label cannot pull without limit."""
+
+
+def class_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p || q) of categorical distributions (DeCA Eq. 18): ``(n, C)`` logits to ``(n,)`` nats in float32 or more."""
+    log_p, log_q = _log_softmax(p_logits), _log_softmax(q_logits)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def class_agreement(target: Tensor, other: Tensor, alpha: float) -> Tensor:
+    """:func:`agreement` of ``(n, C)`` logits; ``alpha = 0`` is the printed objective for images (Eq. 16)."""
+    if alpha == 1.0:
+        return class_kl(other, target)
+    if alpha == 0.0:
+        return class_kl(target, other)
+    return alpha * class_kl(other, target) + (1.0 - alpha) * class_kl(target, other)
+
+
+def denoise_class(target: Tensor, h_k: Tensor, label: Tensor, k: Tensor, c_1: float, c_2: float) -> Tensor:
+    """Minus the expected log-likelihood of a step that attends to class ``k`` (DeCA Eq. 22).
+
+    Labels equal to ``k`` give ``-p_k log h[k, k] + c_1 (1 - p_k)``, other labels y~ give
+    ``-p_k log h[k, y~] + c_2 (1 - p_k - p_y~)``, where ``h[k, j] = P(y~ = j | y = k)``.
+
+    Args:
+        target: ``(n, C)`` logits of f; ``p`` is their softmax.
+        h_k: ``(n, C)`` logits of ``P(y~ | y = k)``.
+        label: ``(n,)`` int64 observed labels.
+        k: the class, as a tensor of no dimension, so that a compiled step serves every class.
+        c_1: stands for ``-log P(y~ = k | y != k)``.
+        c_2: stands for ``-log P(y~ not in {k, y} | y != k)``.
+
+    Returns:
+        ``(n,)`` values to minimise.
+    """
+    p = _log_softmax(target).exp()
+    p_k = p.index_select(1, k.reshape(1)).squeeze(1)
+    p_label = p.gather(1, label.unsqueeze(1)).squeeze(1)
+    log_h = _log_softmax(h_k).gather(1, label.unsqueeze(1)).squeeze(1).clamp_min(LOG_FLOOR)
+    return torch.where(label == k, c_1 * (1.0 - p_k), c_2 * (1.0 - p_k - p_label)) - p_k * log_h
+
+
+def denoise_every_class(target: Tensor, h: Tensor, label: Tensor, k: Tensor, keep_label: bool = True) -> Tensor:
+    """Minus the expected log-likelihood under all conditionals, h learning only through class ``k`` (DeCA Eq. 24).
+
+    Args:
+        target: ``(n, C)`` logits of f; ``p`` is their softmax.
+        h: ``(n, C, C)`` logits; ``softmax(h[:, c])`` is ``P(y~ | y = c)``.
+        label: ``(n,)`` int64 observed labels.
+        k: the class whose conditional learns, as a tensor of no dimension.
+        keep_label: whether the term of ``c = y~`` counts where ``y~ != k``. Eq. 24 as printed leaves it out, which
+            lets f fit the noise for free.
+
+    Returns:
+        ``(n,)`` values ``-sum_c p_c log h[c, y~]``.
+    """
+    n, classes = target.shape
+    p = _log_softmax(target).exp()
+    index = label.view(n, 1, 1).expand(n, classes, 1)
+    log_h = _log_softmax(h).gather(2, index).squeeze(2).clamp_min(LOG_FLOOR)
+    every = torch.arange(classes, device=target.device)
+    log_h = torch.where(every == k, log_h, log_h.detach())
+    if not keep_label:
+        p = torch.where((every == label.unsqueeze(1)) & (every != k), 0.0, p)
+    return -(p * log_h).sum(1)
+
+
+def generalized_cross_entropy(logits: Tensor, label: Tensor, q: float) -> Tensor:
+    """GCE ``(1 - p^q) / q`` with p the probability of the label: cross-entropy for q -> 0, half of MAE for q = 1.
+
+    Args:
+        logits: ``(n, C)`` logits.
+        label: ``(n,)`` int64 classes.
+        q: in [0, 1].
+
+    Returns:
+        ``(n,)`` losses.
+    """
+    loss = F.cross_entropy(logits, label, reduction="none")
+    return loss if q == 0 else -torch.expm1(-q * loss) / q
+
+
+def truncated_generalized_cross_entropy(logits: Tensor, label: Tensor, q: float, k: float) -> Tensor:
+    """Truncated GCE: ``(1 - p^q) / q`` where ``p > k``, and the constant ``(1 - k^q) / q`` elsewhere; ``(n,)``."""
+    loss = generalized_cross_entropy(logits, label, q)
+    constant = -math.log(k) if q == 0 else (1.0 - k**q) / q
+    return loss.clamp_max(constant)  # the loss falls with p, so that p <= k is loss >= constant
+
+
+def mean_absolute_error(logits: Tensor, label: Tensor) -> Tensor:
+    """MAE ``||e_y - p||_1 = 2 (1 - p_y)`` of ``(n, C)`` logits and int64 labels; ``(n,)``."""
+    return 2.0 * (1.0 - observed_probability(logits, label))
+
+
+def early_learning(logits: Tensor, memory: Tensor) -> Tensor:
+    """ELR's term ``log(1 - <p, t>)`` with ``t`` the moving average of earlier predictions (Eq. 6), to be minimised.
+
+    Args:
+        logits: ``(n, C)`` logits.
+        memory: ``(n, C)`` averages, without gradient. Each row sums to at most 1.
+
+    Returns:
+        ``(n,)`` values, at most 0; the inner product is clamped at 1 - 1e-4.
+    """
+    inner = (_log_softmax(logits).exp() * memory).sum(1)
+    return torch.log1p(-inner.clamp_max(1.0 - 1e-4))
+
+
+def mean_class_logits(logits: Tensor) -> Tensor:
+    """Logs of the mean softmax of several models: ``(members, n, C)`` -> ``(n, C)``."""
+    return torch.logsumexp(_log_softmax(logits), dim=0) - math.log(logits.shape[0])
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Over the last axis, in float32 where the logits have less."""
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 PAPER_CODE_EPSILON = 1e-5

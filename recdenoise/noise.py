@@ -44,6 +44,14 @@ def uniform_draws(seed: int, *key: int | str) -> Draw:
     return draw
 
 
+def check(rate: float, kind: str) -> None:
+    """Refuse an unknown kind, or a rate that is not between 0 and 1. Raises ``UserError``."""
+    if kind not in KINDS:
+        raise unknown_name("kind of noise", kind, KINDS)
+    if not 0 < rate < 1:
+        raise UserError(f"The noise rate is {rate:g}; it must lie between 0 and 1, both excluded.")
+
+
 def injected_count(n_rows: int, rate: float) -> int:
     """How many rows to add so that they make up ``rate`` of all.
 
@@ -52,10 +60,8 @@ def injected_count(n_rows: int, rate: float) -> int:
         rate: share of the injected rows in the result, between 0 and 1, both excluded.
 
     Raises:
-        UserError: ``rate`` is out of range, or asks for less than one row.
+        UserError: ``rate`` asks for less than one row.
     """
-    if not 0 < rate < 1:
-        raise UserError(f"The noise rate is {rate:g}; it must lie between 0 and 1, both excluded.")
     count = int(n_rows * rate / (1 - rate) + 0.5)
     if count == 0:
         raise UserError(f"A noise rate of {rate:g} is less than one row of {n_rows}; raise it.")
@@ -84,8 +90,7 @@ def inject(
     Raises:
         UserError: unknown kind, a rate out of range, or too few unobserved pairs.
     """
-    if kind not in KINDS:
-        raise unknown_name("kind of noise", kind, KINDS)
+    check(rate, kind)
     count = injected_count(len(users), rate)
     observed = np.unique(np.concatenate([taken, users * n_items + items]))
     free = n_items - np.bincount(observed // n_items, minlength=n_users)
@@ -114,8 +119,8 @@ def inject(
 def shares_by_user(counts: Ids, rate: float) -> Ids:
     """Noise rows for every user, in proportion to the user's rows.
 
-    Rounding goes over the running total, so that the sum is :func:`injected_count` of the sum and every user is less
-    than one row off.
+    Rounding goes over the running total, so that the sum is :func:`injected_count` of the sum and every user is at
+    most one row off.
     """
     ends = (np.cumsum(counts) * rate / (1 - rate) + 0.5).astype(np.int64)
     return np.diff(ends, prepend=0)

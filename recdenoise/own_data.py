@@ -315,7 +315,7 @@ def _extended(source: BuiltFolder, split: str, like: NDArray[np.int64], items: N
 def _interactions(source: BuiltFolder, file: InterFile) -> Interactions:
     """Users and items of a file, for counting."""
     users, items = (file.rows[name].to_numpy(dtype=object) for name in (source.user, source.item))
-    return Interactions(users, items, np.zeros(len(users)))
+    return Interactions(users, items)
 
 
 def _configuration(source: BuiltFolder, columns: Sequence[str], notes: Sequence[str]) -> bytes:

@@ -13,6 +13,7 @@ from recdenoise.plugins import load_plugins
 if TYPE_CHECKING:
     import pandas as pd
 
+    import data_recipes
     from recdenoise.detection import Detection
 
 PLUGIN = click.option(
@@ -68,6 +69,7 @@ def find_noise(
             f"{run}: no noise is known, so --json has nothing to write; name a column by --flag or --clean."
         )
     measured = None if known is None else suspects.measure(loaded, known)
+    rarity = None if known is None else suspects.measure_rarity(loaded, known)
     table = suspects.suspect_table(loaded, known)
     inspection.write_table(table, out)
     screen = console()
@@ -75,12 +77,12 @@ def find_noise(
     if shown:
         screen.print(f"the {shown} most suspicious of {len(table):,} training interactions:")
         screen.print(plain_table(*suspect_rows(table.head(shown))))
-    if measured is not None and known is not None:
+    if known is not None and measured is not None and rarity is not None:
         share = measured.n_noise / measured.n_rows
         screen.print(f"known noise: {known.words}, {measured.n_noise:,} of {measured.n_rows:,} rows ({share:.1%})")
-        screen.print(plain_table(*measure_rows(measured)))
+        screen.print(plain_table(*measure_rows(measured, rarity)))
         if json_path is not None:
-            record = {"known": known.words, **measured.to_dict()}
+            record = {"known": known.words, **measured.to_dict(), "rarest_first": rarity.to_dict()}
             checkpoint.write_json(json_path, record)
     else:
         screen.print("No noise is known here: no column says it, and no rating. --flag or --clean names a column.")
@@ -100,17 +102,79 @@ def suspect_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return ["rank", *(name.replace("p_noise", "P(noise)") for name in columns)], rows
 
 
-def measure_rows(measured: Detection) -> tuple[list[str], list[list[str]]]:
-    """Headings, then a line for the ranking and one for guessing."""
+def measure_rows(measured: Detection, rarity: Detection) -> tuple[list[str], list[list[str]]]:
+    """Headings, then a line for the ranking, one for taking the rarest items first and one for guessing."""
     from recdenoise.detection import share_name
 
     share = measured.n_noise / measured.n_rows
-    precision = [f"precision at {share_name(s)}" for s in measured.precision]
-    found = [measured.auc, measured.average_precision, *measured.precision.values()]
-    guess = [0.5, share, *(share for _ in measured.precision)]
-    rows = [[name, *(f"{v:.4f}" for v in values)] for name, values in (("this ranking", found), ("guessing", guess))]
-    return ["", "AUC", "average precision", *precision], rows
+    lines = {
+        name: [found.auc, found.average_precision, *found.precision.values()]
+        for name, found in (("this ranking", measured), ("rarest items first", rarity))
+    }
+    lines["guessing"] = [0.5, share, *(share for _ in measured.precision)]
+    headings = ["", "AUC", "average precision", *(f"precision at {share_name(s)}" for s in measured.precision)]
+    return headings, [[name, *(f"{value:.4f}" for value in values)] for name, values in lines.items()]
 
 
-OWN_DATA = (find_noise,)
+@click.command()
+@click.argument("dataset")
+@click.option("--rate", type=float, required=True, help="Share of noise in the new training set, between 0 and 1.")
+@click.option("--kind", default="random", show_default=True, help="random, popular or per-user.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same noise.")
+@OUT
+@click.option("--protocol", help="paper or clean.  [default: paper, or the folder's only one]")
+@click.option("--also-valid", is_flag=True, help="Corrupt the validation set at the same rate, too.")
+def corrupt(dataset: str, rate: float, kind: str, seed: int, out: Path, protocol: str | None, also_valid: bool) -> None:
+    """Inject known noise into a copy of a data set.
+
+    The noise is pairs that no file of the data set has, marked by 1 in the column `injected` of the training file.
+    find-noise then measures how well a run finds it.
+
+    \b
+    recdenoise corrupt ml-100k --rate 0.2 --kind random --seed 0 --out noisy
+    recdenoise train --model GMF --dataset noisy --denoiser deca_p --preset paper
+    """
+    from recdenoise import noise, own_data
+    from recdenoise.cli import one_thread
+
+    one_thread()
+    from recdenoise.recbole_adapter.dataset import find_folder
+
+    noise.check(rate, kind)
+    folder = find_folder(dataset, protocol or only_protocol(dataset))
+    source = own_data.read_folder(folder)
+    show_folder(own_data.corrupted(source, rate=rate, kind=kind, seed=seed, also_valid=also_valid), out)
+
+
+def only_protocol(dataset: str) -> str:
+    """The protocol of a data set that has one alone, else the one that `train` takes by itself."""
+    import data_recipes
+
+    path = Path(dataset)
+    if path.is_dir():
+        manifests = [path / "manifest.json", *path.glob("*/*/manifest.json")]
+        found = {str(data_recipes.load_manifest(m.parent)["protocol"]) for m in manifests if m.is_file()}
+    else:
+        found = set(data_recipes.RECIPES[dataset].protocols) if dataset in data_recipes.RECIPES else set()
+    return found.pop() if len(found) == 1 else "paper"
+
+
+def show_folder(folder: data_recipes.Folder, out: Path) -> None:
+    """Write a copy of a data set and say what it holds."""
+    import data_recipes
+    from recdenoise import own_data
+    from recdenoise.cli import console
+    from recdenoise.reports.terminal import plain_table
+
+    written = own_data.write(folder, out)
+    screen = console()
+    manifest = data_recipes.load_manifest(written)
+    title = f"{manifest['recipe']}, protocol {manifest['protocol']}"
+    screen.print(plain_table(data_recipes.SUMMARY_COLUMNS, data_recipes.summary_rows(manifest), title))
+    screen.print(f"note: {manifest['notes'][-1]}", soft_wrap=True)
+    protocol = "" if manifest["protocol"] == "paper" else f" --protocol {manifest['protocol']}"
+    screen.print(f"wrote {written}; train on it by --dataset {out}{protocol}", soft_wrap=True)
+
+
+OWN_DATA = (find_noise, corrupt)
 """All of them."""

@@ -52,10 +52,14 @@ def test_measures_are_printed_and_written(trained: Path, loaded: Run, here: Path
     noise = ratings() < 5
     expected = detection.measure(-loaded.denoiser.clean_probability().numpy(), noise)
     assert f"not rating >= 5, {noise.sum()} of 400 rows" in printed
-    assert f"│ this ranking │ {expected.auc:.4f} │ {expected.average_precision:.4f} " in printed
-    assert f"│ guessing     │ 0.5000 │ {noise.mean():.4f} " in printed
+    assert f"│ this ranking       │ {expected.auc:.4f} │ {expected.average_precision:.4f} " in printed
+    assert f"│ guessing           │ 0.5000 │ {noise.mean():.4f} " in printed
+    items = splits("paper")["train"].items.tolist()
+    rarity = detection.measure([-items.count(item) for item in items], noise)
+    assert f"│ rarest items first │ {rarity.auc:.4f} │ {rarity.average_precision:.4f} " in printed
     record = json.loads((here / "m.json").read_text())
     assert record.pop("known") == "not rating >= 5"
+    assert record.pop("rarest_first") == pytest.approx(rarity.to_dict())
     assert record == pytest.approx(expected.to_dict())
     assert pd.read_csv("s.csv")["noise"].sum() == noise.sum()
 

@@ -79,6 +79,12 @@ def measure(run: Run, known: KnownNoise) -> detection.Detection:
     return detection.measure(-probability.astype(np.float64), known.flags)
 
 
+def measure_rarity(run: Run, known: KnownNoise) -> detection.Detection:
+    """How well the noise is told without any model: the interactions with the rarest items first."""
+    items = run.data.train[1].numpy()
+    return detection.measure(-np.bincount(items)[items], known.flags)
+
+
 def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> KnownNoise | None:
     """What the training file knows about its rows.
 

@@ -182,19 +182,22 @@ def corrupted(
     return derived(source, splits, "corrupted", facts, [note], seed)
 
 
-def exported(source: BuiltFolder, p_clean: NDArray[np.floating[Any]], drop: float | None) -> data_recipes.Folder:
+def exported(
+    source: BuiltFolder, p_clean: NDArray[np.floating[Any]], drop: float | None, by: Mapping[str, Any]
+) -> data_recipes.Folder:
     """A copy without the training rows that are most likely noise, or with a column of weights.
 
     Args:
         source: what is copied.
         p_clean: ``(n,)`` P(y = 1 | observed) of every training row, in the order of the file.
-        drop: share of the rows to leave out; ``None`` writes the column ``weight`` instead.
+        drop: share of the rows to leave out, over all users; ``None`` writes the column ``weight`` instead.
+        by: what the probabilities come from, for the manifest.
 
     Raises:
         UserError: a share out of range, or one that leaves no row out or none in.
     """
     train = source.splits["train"]
-    facts: dict[str, Any] = {"command": "export"}
+    facts: dict[str, Any] = {"command": "export", "by": dict(by)}
     if drop is None:
         # Nine digits tell any two float32 apart.
         part = train.with_column(WEIGHT, [f"{value:.9g}" for value in p_clean.tolist()])
@@ -209,10 +212,15 @@ def exported(source: BuiltFolder, p_clean: NDArray[np.floating[Any]], drop: floa
     return derived(source, {**source.splits, "train": part}, "exported", facts, [note], source.manifest.get("seed"))
 
 
-def dropped_count(n_rows: int, share: float) -> int:
-    """How many rows a share is. Raises ``UserError`` where it is out of range or leaves no row out or none in."""
+def check_share(share: float) -> None:
+    """Refuse a share that is not between 0 and 1. Raises ``UserError``."""
     if not 0 < share < 1:
         raise UserError(f"--drop is {share:g}; it must lie between 0 and 1, both excluded.")
+
+
+def dropped_count(n_rows: int, share: float) -> int:
+    """How many rows a share is. Raises ``UserError`` where it is out of range or leaves no row out or none in."""
+    check_share(share)
     count = int(n_rows * share + 0.5)
     if count in (0, n_rows):
         raise UserError(
@@ -240,7 +248,7 @@ def derived(
         "recipe": f"{old['recipe']}, {how}",
         "seed": seed,
         "source": {"sha256": digest, "what": "manifest.json and training rows of the folder copied", **totals(train)},
-        "derived": {**facts, "from": {key: old[key] for key in ("recipe", "version", "files")}},
+        "derived": {**facts, "from": {k: old[k] for k in ("recipe", "version", "files", "derived") if k in old}},
         "splits": counts,
         "overlaps": overlaps,
         "notes": [*old.get("notes", ()), *notes],

@@ -176,5 +176,40 @@ def show_folder(folder: data_recipes.Folder, out: Path) -> None:
     screen.print(f"wrote {written}; train on it by --dataset {out}{protocol}", soft_wrap=True)
 
 
-OWN_DATA = (find_noise, corrupt)
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--drop", type=float, help="Leave out this share of the rows, the most suspicious: --drop 0.05.")
+@click.option("--weights", is_flag=True, help="Keep all rows and add P(y = 1 | observed) as the column `weight`.")
+@OUT
+@PLUGIN
+def export(run: Path, drop: float | None, weights: bool, out: Path, plugins: tuple[str, ...]) -> None:
+    """Write the training set without its suspects, or with weights.
+
+    The data set of the run is copied as RecBole's atomic files; validation and test stay as they are.
+
+    \b
+    recdenoise export runs/x --drop 0.05 --out cleaner
+    recdenoise train --model LightGCN --dataset cleaner --denoiser normal
+    """
+    from recdenoise import own_data
+    from recdenoise.cli import one_thread
+
+    if (drop is None) != weights:
+        raise UserError("Give --drop SHARE or --weights" + (", not both." if weights else "."))
+    if drop is not None:
+        own_data.check_share(drop)
+    one_thread()
+    load_plugins(plugins)
+    from recdenoise.recbole_adapter.experiment import load
+    from recdenoise.reports import inspection, suspects
+
+    loaded = load(run)
+    suspects.train_columns(loaded)  # rows of the run are rows of the file, or it says so
+    probability = inspection.probability_table(loaded)["p_clean"].to_numpy()
+    by = {"model": loaded.settings.model, "denoiser": loaded.settings.method.name, "seed": loaded.settings.seed}
+    source = own_data.read_folder(loaded.data.folder)
+    show_folder(own_data.exported(source, probability, drop, by), out)
+
+
+OWN_DATA = (find_noise, corrupt, export)
 """All of them."""

@@ -76,6 +76,20 @@ def truncation(loss: Tensor, label: Tensor, drop_rate: float) -> Tensor:
     return weight * (n / weight.sum())
 
 
+def smallest(loss: Tensor, share: float) -> Tensor:
+    """Which examples are among the ``share`` with the smallest loss: ``(n,)`` booleans, at least one of them true.
+
+    Args:
+        loss: ``(n,)`` losses; ties go to the earlier example.
+        share: in [0, 1]; ``round(share * n)`` examples are kept.
+    """
+    n = loss.shape[0]
+    keep = min(n, max(1, round(share * n)))
+    kept = torch.zeros(n, dtype=torch.bool, device=loss.device)
+    kept[torch.sort(loss.detach(), stable=True).indices[:keep]] = True
+    return kept
+
+
 def truncation_rate(step: int, growth_steps: float, maximum: float, exponent: float = 1.0) -> float:
     """T-CE drop rate ``min(maximum * (step / growth_steps) ** exponent, maximum)``."""
     if growth_steps <= 0:

@@ -129,12 +129,20 @@ class ClassTask(Task, Protocol):
 
     Attributes:
         labels: ``(n_rows,)`` int64 observed labels, by row.
+        width: of the embedding that the target's last layer reads.
     """
 
     labels: Tensor
 
+    @property
+    def width(self) -> int: ...
+
     def new_backbone(self, member: int) -> tuple[nn.Module, int]:
         """The target without its last layer, as an encoder, and the width of its embedding."""
+        ...
+
+    def new_module(self, build: Callable[[], nn.Module], name: str) -> nn.Module:
+        """A network of the method's own on the task's device, its weights drawn from the task's seed and ``name``."""
         ...
 
     def embed(self, module: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:

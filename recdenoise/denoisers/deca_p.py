@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from recdenoise.denoisers.base import Clock, Stage, Update
+from recdenoise.denoisers.base import Clock, Denoiser, Stage, Update
 from recdenoise.denoisers.deca import PAPER, CrossModel, CrossModelConfig
 from recdenoise.options import require
 from recdenoise.selection import check_selector
@@ -34,7 +34,32 @@ class DeCAPConfig(CrossModelConfig):
             check_selector(self.prior_selector)
 
 
-class DeCAP(CrossModel):
+class FrozenPrior(Denoiser):
+    """Two stages: a prior is trained plainly and frozen, then the target with what :meth:`companions` names.
+
+    ``prior`` is built by the method; its options have ``prior_selector`` and ``prior_epochs``.
+    """
+
+    companions: ClassVar[tuple[str, ...]]
+
+    def stages(self) -> list[Stage]:
+        prior = Stage("prior", ("prior",), "prior", self.config.prior_selector, self.config.prior_epochs)
+        return [prior, Stage(train=("target", *self.companions))]
+
+    def prior_logits(self, inputs: Any) -> Tensor:
+        """The frozen prior's logits, in eval mode and without gradient."""
+        with torch.no_grad():
+            return self.task.call(self.module("prior"), inputs)
+
+    def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
+        if stage.name == "prior":
+            out = self.plain_losses(self.module("prior"), batch)
+            yield Update(out.loss, batch.groups, out.weight)
+        else:
+            yield from super().step(stage, batch, clock)
+
+
+class DeCAP(FrozenPrior, CrossModel):
     """DeCA with fixed pre-training (Eq. 13, 22, Algorithm 2)."""
 
     name = "deca_p"
@@ -42,22 +67,12 @@ class DeCAP(CrossModel):
     summary = "agreement with a frozen, plainly trained copy from another seed"
     paper = PAPER
     Config = DeCAPConfig
+    companions = ("h", "h_prime")
 
     def build(self, task: Task) -> None:
         super().build(task)
         # The published code deep-copies the target: the same initial weights, not another seed.
         self.prior = task.new_target(0 if self.config.compat == "paper_code" else 1)
 
-    def stages(self) -> list[Stage]:
-        prior = Stage("prior", ("prior",), "prior", self.config.prior_selector, self.config.prior_epochs)
-        return [prior, Stage(train=("target", "h", "h_prime"))]
-
     def other_logits(self, inputs: Any) -> Tensor:
-        with torch.no_grad():
-            return self.task.call(self.prior, inputs)
-
-    def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
-        if stage.name == "prior":
-            yield Update(self.plain_losses(self.prior, batch).loss, batch.groups)
-        else:
-            yield from super().step(stage, batch, clock)
+        return self.prior_logits(inputs)

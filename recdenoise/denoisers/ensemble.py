@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Update
 from recdenoise.options import require
-from recdenoise.task import Batch, Task
+from recdenoise.task import Batch, ClassTask, Task
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ class Ensemble(Denoiser):
         return [Stage(f"member {i + 1}", train=(name,), watch=name) for i, name in enumerate(names)]
 
     def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
-        yield Update(self.plain_losses(self.module(stage.watch), batch).loss, batch.groups)
+        out = self.plain_losses(self.module(stage.watch), batch)
+        yield Update(out.loss, batch.groups, out.weight)
 
     def score(self, inputs: Any) -> Tensor:
-        return objectives.mean_probability_logits(torch.stack([self.task.call(m, inputs) for m in self.members]))
+        logits = torch.stack([self.task.call(m, inputs) for m in self.members])
+        if isinstance(self.task, ClassTask):
+            return objectives.mean_class_logits(logits)
+        return objectives.mean_probability_logits(logits)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Losses
 from recdenoise.options import require
-from recdenoise.task import Batch
+from recdenoise.task import Batch, ClassTask
 
 
 @dataclass(frozen=True)
@@ -50,4 +52,6 @@ class TCE(Denoiser):
         loss = self.plain_losses(self.target, batch).loss
         growth = self.config.growth * clock.steps if self.config.growth_steps is None else self.config.growth_steps
         rate = objectives.truncation_rate(clock.step, growth, self.config.drop_rate, self.config.exponent)
-        return Losses(loss, objectives.truncation(loss, batch.label, rate))
+        # A label of classes has no negatives: any example may be dropped.
+        droppable = torch.ones_like(loss) if isinstance(self.task, ClassTask) else batch.label
+        return Losses(loss, objectives.truncation(loss, droppable, rate))

@@ -1,0 +1,75 @@
+"""Batches of images: whole-batch augmentation on the device, each batch a function of the seed and its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from recdenoise import seeds
+from recdenoise.errors import UserError
+from recdenoise.task import Batch, Pass
+
+if TYPE_CHECKING:
+    from vision.task import ImageTask
+
+
+class ImageLoader:
+    """The batches of one pass.
+
+    Batches all have the same size: the rows that are left over after the last whole batch wait for another epoch's
+    shuffle. A pass over fewer rows than a batch is one smaller batch.
+
+    Args:
+        task: holds the images.
+        sweep: what to go over.
+        key: stage, epoch and pass; with the task's seed all that a batch depends on.
+        name: of the stream, to give it draws of its own; empty for the outer pass.
+
+    Raises:
+        UserError: no rows.
+    """
+
+    def __init__(self, task: ImageTask, sweep: Pass, key: tuple[int, ...], name: str = "") -> None:
+        self.task, self.sweep, self.key, self.name = task, sweep, key, name
+        self.data = task.source(sweep.source)
+        rows = torch.arange(len(self.data)) if sweep.rows is None else sweep.rows
+        if len(rows) == 0:
+            raise UserError(f"A pass over {sweep.source}{f', stream {name},' if name else ''} has no rows.")
+        self.rows = rows.to(task.device)
+        self.labels = self.data.labels if sweep.labels is None else sweep.labels
+        self.size = min(sweep.batch_size or task.batch_size, len(rows))
+        self.streams = {each: ImageLoader(task, stream, key, each) for each, stream in sweep.streams.items()}
+        self._round, self._order = -1, self.rows
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.size
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        for step in range(start, len(self)):
+            yield self.batch(step)
+
+    def batch(self, step: int, partners_of: Tensor | None = None) -> Batch:
+        """The batch of a step; beyond the pass's end it goes round again in another order."""
+        if self.sweep.paired and partners_of is not None:
+            index = self.rows.index_select(0, partners_of)
+        else:
+            turn, at = divmod(step, len(self))
+            index = self._ordered(turn)[at * self.size : (at + 1) * self.size]
+        sweep, device = self.sweep, self.task.device
+        raw = self.task.fetch(self.data, index)
+        generator = seeds.generator(device, self.task.seed, "augment", self.name, *self.key, step)
+        views = tuple(self.task.augmented(raw, generator, sweep.augment) for _ in range(sweep.views))
+        weight = None if sweep.weights is None else sweep.weights.index_select(0, index)
+        streams = {name: loader.batch(step, index) for name, loader in self.streams.items()}
+        label = self.labels.index_select(0, index)
+        return Batch(index, views[0], label, (len(index),), weight, views if len(views) > 1 else (), streams)
+
+    def _ordered(self, turn: int) -> Tensor:
+        if self._round != turn:
+            generator = seeds.generator(self.task.device, self.task.seed, "images", self.name, *self.key, turn)
+            order = torch.randperm(len(self.rows), generator=generator, device=self.task.device)
+            self._round, self._order = turn, self.rows.index_select(0, order)
+        return self._order

@@ -1,0 +1,28 @@
+"""The table of methods for images. Adding one is a file and a line here; users register their own by name."""
+
+from __future__ import annotations
+
+from recdenoise.denoisers import Registry
+from recdenoise.denoisers.deca_p_classes import DeCAPClasses
+from recdenoise.denoisers.ensemble import Ensemble
+from recdenoise.denoisers.itlm import ITLM
+from recdenoise.denoisers.normal import Normal
+from recdenoise.denoisers.r_ce import RCE
+from recdenoise.denoisers.t_ce import TCE
+
+METHODS = Registry(
+    "method",
+    (
+        Normal,
+        Ensemble,
+        TCE,
+        RCE,
+        ITLM,
+        DeCAPClasses,
+    ),
+)
+
+register = METHODS.register
+names = METHODS.names
+get = METHODS.get
+parse = METHODS.parse

@@ -1,0 +1,226 @@
+"""The image backend's :class:`~recdenoise.task.ClassTask`: images on the device, networks, augmentation, precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from recdenoise import seeds
+from recdenoise.errors import UserError, unknown_name
+from recdenoise.task import Call, Pass
+from vision.embedding import Tap, as_logits, without_head
+from vision.loader import ImageLoader
+
+SCAN_IMAGES = 512
+"""Images scored at once when going over a data set."""
+
+
+class Images(Protocol):
+    """What a task needs of a data set; :class:`vision.data.ImageData` gives it.
+
+    Attributes:
+        images: ``(N, C, H, W)`` uint8.
+        labels: ``(N,)`` int64.
+        n_classes: number of classes.
+    """
+
+    @property
+    def images(self) -> Any: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def n_classes(self) -> int: ...
+    def __len__(self) -> int: ...
+
+
+class Augmentation(Protocol):
+    """Turns a uint8 batch into a normalised float batch; :class:`vision.augment.Augment` is one."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator, train: bool) -> Tensor: ...
+
+
+class ImageTask:
+    """Images with observed labels, and networks to train on them.
+
+    Args:
+        train: the training set, on ``device``.
+        new_model: builds the network of a member (0, 1, ...) under whatever seed is set.
+        augment: from uint8 to floats.
+        seed: everything random follows from it.
+        batch_size: images in a step.
+        device: where everything lives.
+        sources: further data sets that a pass may name, for example ``{"clean": ...}``.
+        precision: ``bf16`` runs networks under autocast; logits come back as float32, so that losses do not.
+        channels_last: lay out images and filters with the channels last.
+        compiled: compile the networks that train.
+        embedding: dotted name of the layer whose output is the embedding; ``None`` takes the last Linear's input.
+
+    Raises:
+        UserError: fewer images than a batch, a label outside the classes, or a model that does not fit the data.
+    """
+
+    l2_scale = 1.0
+    rowwise = False
+
+    def __init__(
+        self,
+        train: Images,
+        *,
+        new_model: Callable[[int], nn.Module],
+        augment: Augmentation,
+        seed: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        sources: Mapping[str, Images] | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        channels_last: bool = False,
+        compiled: bool = False,
+        embedding: str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"The batch size is {batch_size}; it must be 1 or more.")
+        if len(train) < batch_size:
+            raise UserError(f"There are {len(train)} training images, fewer than one batch of {batch_size}.")
+        self.device = torch.device(device)
+        self.sources: dict[str, Images] = {"train": train, **(sources or {})}
+        self.labels, self.n_classes, self.n_rows = train.labels.to(self.device), train.n_classes, len(train)
+        self.augment, self.seed, self.batch_size = augment, seed, batch_size
+        self.precision, self.channels_last, self.compiled, self.embedding = (
+            precision,
+            channels_last,
+            compiled,
+            embedding,
+        )
+        self._new_model = new_model
+        self._runners: dict[tuple[int, bool, bool], tuple[nn.Module, Callable[..., Any]]] = {}
+        self._check_model()
+
+    # Networks
+
+    def _seeded(self, build: Callable[[], nn.Module], *key: int | str) -> nn.Module:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seeds.derive(self.seed, *key))
+            module = build().to(self.device)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def new_target(self, member: int) -> nn.Module:
+        return self._seeded(lambda: self._new_model(member), "target", member)
+
+    def new_backbone(self, member: int) -> tuple[nn.Module, int]:
+        return without_head(self.new_target(member), self.n_classes)
+
+    def new_module(self, build: Callable[[], nn.Module], name: str) -> nn.Module:
+        return self._seeded(build, "module", name)
+
+    @cached_property
+    def width(self) -> int:
+        """Width of the embedding. Raises ``UserError`` where it cannot be found."""
+        with torch.no_grad():
+            return int(self.embed(self.new_target(0).eval(), self._first_images())[1].shape[1])
+
+    def new_auxiliary(self, kind: str, member: int) -> nn.Module:
+        """Images have no auxiliary networks by name: a method builds its own."""
+        raise unknown_name("auxiliary model", kind, [])
+
+    def _first_images(self) -> Tensor:
+        raw = self.fetch(self.source("train"), torch.arange(min(2, self.n_rows), device=self.device))
+        return self.augmented(raw, seeds.generator(self.device, self.seed, "probe"), train=False)
+
+    def _check_model(self) -> None:
+        model = self.new_target(0).eval()
+        with torch.no_grad():
+            inputs = self._first_images()
+            try:
+                logits = self.call(model, inputs)
+            except RuntimeError as error:
+                shape, first = tuple(inputs.shape[1:]), str(error).strip().splitlines()[0]
+                raise UserError(f"{type(model).__name__} does not take images of shape {shape}: {first}") from error
+        if logits.shape != (len(inputs), self.n_classes):
+            raise UserError(
+                f"{type(model).__name__} gives outputs of shape {tuple(logits.shape[1:])} where the labels have "
+                f"{self.n_classes} classes; build it with {self.n_classes} outputs."
+            )
+
+    def _runner(self, module: nn.Module, tapped: bool) -> Callable[..., Any]:
+        """What runs a network, with its embedding where ``tapped``; compiled while it trains, where that is asked."""
+        compiled = self.compiled and module.training  # the last block of a scan has another size: not worth compiling
+        if not (compiled or tapped):
+            return module
+        key = (id(module), tapped, compiled)
+        if key not in self._runners:  # the module is kept beside it, so that its id stays its own
+            runner: Callable[..., Any] = Tap(module, self.n_classes, self.embedding) if tapped else module
+            self._runners[key] = (module, torch.compile(runner) if compiled else runner)
+        return self._runners[key][1]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def call(self, module: nn.Module, inputs: Any) -> Tensor:
+        with self._autocast():
+            logits = as_logits(self._runner(module, tapped=False)(inputs))
+        return _at_least_float(logits)
+
+    def embed(self, module: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            logits, embedding = self._runner(module, tapped=True)(inputs)
+        return _at_least_float(logits), _at_least_float(embedding)
+
+    def call_with(self, module: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:
+        with self._autocast():
+            logits = as_logits(torch.func.functional_call(module, dict(parameters), (inputs,)))
+        return _at_least_float(logits)
+
+    def begin_step(self, modules: nn.Module) -> None:
+        """Image models cache nothing."""
+
+    # Images
+
+    def source(self, name: str) -> Images:
+        """A data set by name. Raises ``UserError`` for one that was not given."""
+        try:
+            return self.sources[name]
+        except KeyError:
+            raise UserError(f"The method needs a {name!r} data set and none was given.") from None
+
+    def fetch(self, data: Images, rows: Tensor) -> Tensor:
+        """The uint8 images of some rows, on the device."""
+        images = data.images
+        if isinstance(images, Tensor):
+            return images.index_select(0, rows.to(images.device)).to(self.device, non_blocking=True)
+        return images[rows].to(self.device, non_blocking=True)
+
+    def augmented(self, raw: Tensor, generator: torch.Generator, train: bool) -> Tensor:
+        """Floats, laid out as the networks want them."""
+        images = self.augment(raw, generator, train)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def loader(self, sweep: Pass, key: tuple[int, ...]) -> ImageLoader:
+        return ImageLoader(self, sweep, key)
+
+    def scan(self, function: Call, rows: Tensor | None = None, augment: bool = False) -> Tensor:
+        return self.scan_data(self.source("train"), function, rows, augment)
+
+    @torch.no_grad()
+    def scan_data(self, data: Images, function: Call, rows: Tensor | None = None, augment: bool = False) -> Tensor:
+        """``function(inputs)`` for the images of any data set, in blocks, in the order of ``rows``."""
+        rows = torch.arange(len(data), device=self.device) if rows is None else rows.to(self.device)
+        # Fresh augmentation draws from the global generator, which a checkpoint holds.
+        seed = int(torch.randint(2**62, ())) if augment else 0
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        if len(rows) == 0:
+            raise UserError("There are no images to go over.")
+        return torch.cat(
+            [function(self.augmented(self.fetch(data, part), generator, augment)) for part in rows.split(SCAN_IMAGES)]
+        )
+
+
+def _at_least_float(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -187,6 +187,14 @@ def test_a_choice_is_trained_once_and_the_best_is_the_best(fake: FakeTraining, t
     assert "repeats" not in study.best_trial.user_attrs
 
 
+def test_no_trial_is_spent_on_a_repetition_while_choices_are_left(fake: FakeTraining, tmp_path: Path) -> None:
+    spec = spec_of(options={"denoiser": {"l2": 0.1, "alpha": 1.0}})  # 16 choices
+    study = run_study(spec, tmp_path / "x.db", 18)
+    drawn = [json.dumps(params) for params in choices(study)]
+    assert len(set(drawn[:16])) == 16 == len(fake.calls)
+    assert set(drawn[16:]) <= set(drawn[:16])
+
+
 def test_losses_are_minimised(fake: FakeTraining, tmp_path: Path) -> None:
     study = run_study(spec_of("normal", selector="loss"), tmp_path / "x.db", 24)
     assert study.best_value == min(t.value for t in tuning.counted(study))

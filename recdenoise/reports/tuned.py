@@ -202,8 +202,8 @@ def markdown(studies: Sequence[Study], found: Sequence[Contrast], command: Seque
     lines += [
         f"- Tuning: {', '.join(map(str, trials))} trials a model and method, Optuna's TPE sampler, the same for every "
         f"method, compared by {first.spec.selector} on the validation split; no trial sees the test. The first "
-        "trial is the published setting, where there is one. A choice that was drawn before counts as a trial and is "
-        "not trained again.",
+        "trial is the published setting, where there is one. No choice is tried twice before all "
+        "were; from then on a repetition counts as a trial and is not trained again.",
         f"- Selector: {first.spec.selector} chooses the epoch within a run as well.",
         f"- Why protocol {first.spec.protocol}: {PROTOCOLS[first.spec.protocol]}",
         "",

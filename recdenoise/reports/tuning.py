@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +37,9 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     "wbpr": {"denoiser.beta": (0.25, 0.5, 0.75, 1.0)},
 }
 """What is searched besides ``l2``, whose values are the DeCA paper's for every method; its c_1, c_2, alpha too."""
+
+SAMPLER_ATTEMPTS = 20
+"""Draws of the sampler that may repeat an earlier choice before a random one takes their place."""
 
 PATIENCE = 10
 """Evaluations without a new best, of about a hundred in a whole run."""
@@ -248,7 +253,6 @@ def run_study(
     Raises:
         UserError: the file belongs to another study, or every trial failed.
     """
-    import optuna
     from optuna.trial import TrialState
 
     study = open_study(spec, path)
@@ -259,10 +263,7 @@ def run_study(
     while (place := len(counted(study))) < trials:
         if place == 0 and spec.first and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             study.enqueue_trial(dict(spec.first))
-        study.sampler = optuna.samplers.TPESampler(seed=derive(spec.seed, "trial", place) % 2**32)
-        trial = study.ask()
-        parameters = {key: trial.suggest_categorical(key, list(values)) for key, values in spec.space.items()}
-        before = next((t for t in counted(study) if t.params == parameters), None)
+        trial, parameters, before = _draw(spec, study, place)
         try:
             if before is None:
                 _measure(spec, study, trial, parameters, observer(place) if observer else Observer())
@@ -280,6 +281,31 @@ def run_study(
         error = counted(study)[0].user_attrs["error"]
         raise UserError(f"None of the {trials} trials of {spec.name} could be trained: {error}")
     return study
+
+
+def _draw(
+    spec: StudySpec, study: optuna.Study, place: int
+) -> tuple[optuna.Trial, dict[str, Any], optuna.trial.FrozenTrial | None]:
+    """A choice that was not tried before, while there is one; else a choice and the trial that it repeats.
+
+    On a small grid the sampler soon draws the same again and again: such a draw would use up a trial and tell nothing.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    tried = counted(study)
+    left = math.prod(map(len, spec.space.values())) - len({json.dumps(t.params, sort_keys=True) for t in tried})
+    for attempt in itertools.count():
+        seed = derive(spec.seed, "trial", place, attempt) % 2**32
+        random = attempt >= SAMPLER_ATTEMPTS
+        study.sampler = optuna.samplers.RandomSampler(seed) if random else optuna.samplers.TPESampler(seed=seed)
+        trial = study.ask()
+        parameters = {key: trial.suggest_categorical(key, list(values)) for key, values in spec.space.items()}
+        before = next((t for t in tried if t.params == parameters), None)
+        if before is None or left == 0:
+            break
+        study.tell(trial, state=TrialState.FAIL)
+    return trial, parameters, before
 
 
 def _measure(

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from recdenoise.errors import UserError, unknown_name
 
@@ -46,28 +47,41 @@ class Tap(nn.Module):
         model: used as it is, its weights are not copied.
         n_classes: outputs of the last layer.
         layer: dotted name of the module whose output is the embedding; ``None`` takes the input of the last Linear.
+        stays: hook the layer once and for all, as a compiled forward needs; otherwise for each forward alone.
     """
 
-    def __init__(self, model: nn.Module, n_classes: int, layer: str | None = None) -> None:
+    def __init__(self, model: nn.Module, n_classes: int, layer: str | None = None, stays: bool = False) -> None:
         super().__init__()
         check_layer(model, layer, n_classes)
         self.model = model
         name = layer or head_name(model, n_classes) or ""
-        self._input, self._module = layer is None, model.get_submodule(name)
-        self._seen: list[Tensor] = []
+        self._reads_input, self._layer, self._stays = layer is None, model.get_submodule(name), stays
+        self._seen: dict[str, Tensor] = {}
+        if stays:
+            self._hook()
+
+    def _hook(self) -> RemovableHandle:
+        if self._reads_input:
+            return self._layer.register_forward_pre_hook(self._keep_input)
+        return self._layer.register_forward_hook(self._keep_output)
+
+    def _keep_input(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._seen["embedding"] = args[0]
+
+    def _keep_output(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._seen["embedding"] = output
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(n, C)`` and embeddings ``(n, D)``."""
-        seen: list[Tensor] = []
-        if self._input:
-            handle: Any = self._module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        else:
-            handle = self._module.register_forward_hook(lambda _, args, out: seen.append(out))
-        try:
+        if self._stays:
             logits = as_logits(self.model(images))
-        finally:
-            handle.remove()
-        return logits, seen[-1].flatten(1)
+        else:
+            handle = self._hook()
+            try:
+                logits = as_logits(self.model(images))
+            finally:
+                handle.remove()
+        return logits, self._seen.pop("embedding").flatten(1)
 
 
 def without_head(model: nn.Module, n_classes: int) -> tuple[nn.Module, int]:

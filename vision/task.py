@@ -154,7 +154,7 @@ class ImageTask:
             return module
         key = (id(module), tapped, compiled)
         if key not in self._runners:  # the module is kept beside it, so that its id stays its own
-            runner: Callable[..., Any] = Tap(module, self.n_classes, self.embedding) if tapped else module
+            runner: Callable[..., Any] = Tap(module, self.n_classes, self.embedding, compiled) if tapped else module
             self._runners[key] = (module, torch.compile(runner) if compiled else runner)
         return self._runners[key][1]
 

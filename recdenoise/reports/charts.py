@@ -164,10 +164,12 @@ def bars(
         axes.grid(axis="x")
         axes.set_title(title)
         if marks and any(n is not None for numbers in marks.values() for n in numbers):
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, handletextpad=0.2)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.45, below), ncols=3, handletextpad=0.2)
 
+    height = 1.25 + 0.24 * len(labels)
+    below = -0.45 / (height - 0.95)  # of the axes' height: under the axis' name
     told = "; ".join(f"{label} {v[0]:.4f}" for label, v in zip(labels, values, strict=True) if v is not None)
-    return Panel(draw, f"{title}, {unit}: {told}", height=1.25 + 0.24 * len(labels))
+    return Panel(draw, f"{title}, {unit}: {told}", height=height)
 
 
 def grouped_bars(
@@ -198,17 +200,19 @@ def grouped_bars(
         axes.set_xlabel(unit)
         axes.grid(axis="x")
         axes.set_title(title)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.55 / (0.3 * len(labels))), ncols=2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, below), ncols=2)
 
     told = "; ".join(
         f"{label}, {name} {v[0]:.4f}" for name, vs in groups.items() for label, v in zip(labels, vs, strict=True) if v
     )
-    return Panel(draw, f"{title}, {unit}: {told}", height=1.2 + 0.36 * len(labels))
+    height = 1.25 + 0.36 * len(labels)
+    below = -0.45 / (height - 0.95)
+    return Panel(draw, f"{title}, {unit}: {told}", height=height)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve, with a band between ``low`` and ``high`` where there are several seeds."""
+    """One curve, with a band between ``low`` and ``high`` where there are several seeds; markers are hollow."""
 
     label: str
     x: Sequence[float]
@@ -218,6 +222,7 @@ class Line:
     colour: str = PALETTE[4]
     style: str = "-"
     marker: str = ""
+    size: float = 4.0
 
 
 def lines(
@@ -227,7 +232,8 @@ def lines(
 
     def draw(axes: Any) -> None:
         for c in curves:
-            axes.plot(c.x, c.y, c.style, color=c.colour, linewidth=1.6, label=c.label, marker=c.marker, markersize=4)
+            style = {"color": c.colour, "linewidth": 1.6, "marker": c.marker, "markersize": c.size, "fillstyle": "none"}
+            axes.plot(c.x, c.y, c.style, label=c.label, **style)
             if len(c.low):
                 axes.fill_between(c.x, c.low, c.high, color=c.colour, alpha=0.18, linewidth=0)
         axes.set_xlabel(x)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recdenoise.recbole_adapter.recbole_config import read_yaml
 from recdenoise.reports import published
-from recdenoise.reports.grid import Cell, TableSpec, result_of, to_csv
+from recdenoise.reports.grid import KEPT, Cell, TableSpec, result_of, to_csv
 
 MASKED = "masked"
 """Added to the variant of runs that were also tested with training items masked."""
@@ -40,6 +40,7 @@ class Row:
         compared: whether it answers to print, or is shown beside it.
         ours: over seeds; ``None`` while no run has finished.
         warm, cold: the same over users seen in training and over the others, where there are both.
+        ordered, ordered_cold: of all and of cold users, with equal scores ranked in the order of the items' tokens.
         printed, code: the paper's mean and deviation, and what the authors' public code gives; ``None`` where unknown.
         clean: lowest and highest value of a clean run: a separate implementation of the formulas, one or two seeds.
         required: the least value that counts as reached; ``None`` where nothing is required.
@@ -56,6 +57,8 @@ class Row:
     ours: Numbers | None
     warm: Numbers | None
     cold: Numbers | None
+    ordered: Numbers | None
+    ordered_cold: Numbers | None
     printed: Numbers | None
     code: float | None
     clean: tuple[float, float] | None
@@ -97,6 +100,7 @@ class Finished:
     result: dict[str, Any]
     config: dict[str, Any]
     job: dict[str, Any] | None
+    ties: dict[str, Any] = field(default_factory=dict)
 
     def tests(self) -> dict[str, dict[str, float]]:
         """Variant's name -> metrics, with the masked test where the run has one."""
@@ -107,6 +111,15 @@ class Finished:
         return tests
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content, ``None`` where there is none."""
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
 def collect(cells: Sequence[Cell], out: Path) -> list[Finished]:
     """Read every finished run of ``cells`` under ``out``. Raises ``UserError`` for a file that is no result."""
     runs = []
@@ -114,25 +127,28 @@ def collect(cells: Sequence[Cell], out: Path) -> list[Finished]:
         folder = out / cell.name
         result = result_of(folder)
         if result is not None:
-            note = folder / "job.json"
-            job = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-            runs.append(Finished(cell, folder, result, read_yaml(folder / "config.yaml"), job))
+            job, ties = read_json(folder / "job.json"), read_json(folder / KEPT["ties"]) or {}
+            runs.append(Finished(cell, folder, result, read_yaml(folder / "config.yaml"), job, ties))
     return runs
 
 
 Values = dict[str, list[float]]
 """Metric to its values over seeds."""
 
+POPULATIONS = ("all", "warm", "cold", "ordered", "ordered_cold")
+"""See :class:`Row`."""
+
 
 def gather(runs: Sequence[Finished]) -> dict[tuple[str, ...], dict[str, dict[str, Values]]]:
-    """Group -> variant of the test -> population (all, warm, cold) -> values over seeds."""
+    """Group -> variant of the test -> population (:data:`POPULATIONS`) -> values over seeds."""
     found: dict[tuple[str, ...], dict[str, dict[str, Values]]] = {}
     for run in runs:
         for variant, test in run.tests().items():
-            place = found.setdefault(run.cell.group, {}).setdefault(variant, {"all": {}, "warm": {}, "cold": {}})
+            place = found.setdefault(run.cell.group, {}).setdefault(variant, {name: {} for name in POPULATIONS})
             populations = {"all": test}
             if variant == run.cell.variant.name:
                 populations |= {name: run.result.get("counts", {}).get(name) or {} for name in ("warm", "cold")}
+                populations |= {"ordered": run.ties.get("all") or {}, "ordered_cold": run.ties.get("cold") or {}}
             for name, means in populations.items():
                 for metric, value in means.items():
                     place[name].setdefault(metric, []).append(float(value))
@@ -148,15 +164,14 @@ def table_rows(table: TableSpec, cells: Sequence[Cell], runs: Sequence[Finished]
     rows = []
     for group, cell in {cell.group: cell for cell in cells}.items():
         dataset, model, method, name = group
-        for variant, populations in (values.get(group) or {name: {"all": {}, "warm": {}, "cold": {}}}).items():
+        for variant, populations in (values.get(group) or {name: {p: {} for p in POPULATIONS}}).items():
             compared = cell.variant.compared and variant == name
             label = cell.label_of(variant)
             for metric in dict.fromkeys([*populations["all"], *table.shown_for(dataset)]):
                 key = (dataset, model, cell.title, metric)
                 printed = Numbers(means[key], stds.get(key), 0) if key in means else None
-                ours, warm, cold = (
-                    Numbers.of(of_population[metric]) if metric in of_population else None
-                    for of_population in (populations[p] for p in ("all", "warm", "cold"))
+                ours, warm, cold, ordered, ordered_cold = (
+                    Numbers.of(populations[p][metric]) if metric in populations[p] else None for p in POPULATIONS
                 )
                 least = None
                 if compared and metric in table.required_for(dataset) and printed is not None:
@@ -164,7 +179,7 @@ def table_rows(table: TableSpec, cells: Sequence[Cell], runs: Sequence[Finished]
                 clean = (low[key], high[key]) if key in low else None
                 references = (printed, code.get(key), clean, least)
                 place = (dataset, model, method, cell.title, variant, metric, compared)
-                rows.append(Row(*place, ours, warm, cold, *references, label))
+                rows.append(Row(*place, ours, warm, cold, ordered, ordered_cold, *references, label))
     return rows
 
 
@@ -199,6 +214,7 @@ CELL_COLUMNS = (
     *("dataset", "model", "method", "variant", "metric", "compared", "mean", "std", "seeds"),
     *("paper_mean", "paper_std", "public_code", "difference", "required_minimum", "reached"),
     *("clean_run_low", "clean_run_high", "warm_mean", "warm_std", "cold_mean", "cold_std"),
+    *("token_order_mean", "token_order_cold_mean"),
 )
 
 
@@ -216,6 +232,7 @@ def cell_csv(rows: Sequence[Row]) -> str:
             + (row.clean or (None, None))
             + ((row.warm.mean, row.warm.std) if row.warm else (None, None))
             + ((row.cold.mean, row.cold.std) if row.cold else (None, None))
+            + tuple(None if numbers is None else numbers.mean for numbers in (row.ordered, row.ordered_cold))
         )
         records.append(dict(zip(CELL_COLUMNS, values, strict=True)))
     return to_csv(CELL_COLUMNS, records)

@@ -22,8 +22,15 @@ from recdenoise.reports.workers import Job
 FIRST_SEED = 2020
 """Of a grid; the others follow it."""
 
-KEPT = {"users": "users.csv", "predictions": "predictions.npz", "test_curve": "test_curve.csv"}
-"""What a run can leave for reports: measures of every test user, of every training pair, the test after every epoch."""
+KEPT = {
+    "users": "users.csv",
+    "ties": "ties.json",
+    "predictions": "predictions.npz",
+    "test_curve": "test_curve.csv",
+    "detection": "detection.json",
+}
+"""What a run can leave for reports: measures of every test user, the test with equal scores in the order of the items'
+tokens, probabilities of every training pair, the test after every epoch, how well it finds known noise."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class TableSpec:
     protocol: str
     preset: str | None
     report: str = "table"
-    keeps: tuple[str, ...] = ("users",)
+    keeps: tuple[str, ...] = ("users", "ties")
     printed: str | None = None
     public_code: str | None = None
     clean_run: str | None = None

@@ -144,28 +144,51 @@ def rules(table: TableSpec, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-POPULATION_COLUMNS = ("model", "method", "metric", "all users", "warm", "cold")
+POPULATION_COLUMNS = (
+    *("model", "method", "metric", "all users", "warm", "cold"),
+    *("cold, ties by token", "all, ties by token", "paper"),
+)
 
 
 def population_rows(table: TableSpec, rows: Sequence[Row]) -> list[list[str]]:
     """Every cell for users seen in training and for the others, where a data set has both."""
     return [
-        [f"{row.dataset} {row.model}", row.label, short(row.metric), show(row.ours), show(row.warm), show(row.cold)]
+        [
+            f"{row.dataset} {row.model}",
+            row.label,
+            short(row.metric),
+            *map(show, (row.ours, row.warm, row.cold, row.ordered_cold, row.ordered)),
+            show(row.printed, 3) if row.compared else "",
+        ]
         for row in rows
         if row.warm is not None and row.metric in (table.required_for(row.dataset) or table.shown_for(row.dataset))
     ]
 
 
-def population_note(runs: Sequence[Finished]) -> str:
-    """Who is warm and who is cold, with their numbers."""
+def population_notes(runs: Sequence[Finished]) -> list[str]:
+    """Who is warm and who is cold, with their numbers, and what ties do."""
     counts: dict[str, tuple[int, int]] = {}
+    tied: dict[str, list[int]] = {}
     for run in runs:
         c = run.result.get("counts", {})
         if c.get("warm"):
             n, cold = int(c["n_users"]), int(c["n_unseen_users"])
             counts[run.cell.dataset] = (n - cold if run.result.get("protocol") == "paper" else n, cold)
+            if run.ties:
+                tied.setdefault(run.cell.dataset, []).append(int(run.ties["n_tied"]))
     told = "; ".join(f"{name}: {warm:,} warm, {cold:,} cold" for name, (warm, cold) in counts.items())
-    return f"Warm users were seen in training, cold users were not: their embeddings were never trained. {told}."
+    notes = [
+        "Warm users were seen in training, cold users were not: nothing but the penalty moved their embeddings. "
+        f"{told}."
+    ]
+    if tied:
+        ranges = "; ".join(f"{name}: {min(n):,} to {max(n):,} users a run" for name, n in tied.items())
+        notes.append(
+            "Ties by token: users whose 20th and 21st item have equal scores, bit for bit, are decided by how a top-k "
+            f"breaks ties ({ranges}). The columns rank equal scores in the order of the items' tokens, the lowest "
+            "first. Where tokens are numbered by age or popularity, that order is a ranking by itself."
+        )
+    return notes
 
 
 TEST_COLUMNS = (
@@ -210,7 +233,7 @@ def markdown(
         lines += [f"## {model} on {dataset}", "", *model_table(table, chosen), ""]
     populations = population_rows(table, rows)
     if populations:
-        lines += ["## Warm and cold users", "", population_note(runs), ""]
+        lines += ["## Warm and cold users", "", *(line for note in population_notes(runs) for line in (note, ""))]
         lines += [*markdown_table(POPULATION_COLUMNS, populations, left=3), ""]
     if tests:
         lines += ["## Paired tests", "", explanation(tests), ""]

@@ -142,7 +142,8 @@ def ratings(table: TableSpec, runs: Sequence[Finished]) -> Content:
         there = drawn.setdefault((dataset, model, title), [])
         place = len(there) % 4
         line = band(f"h: {h}", [(list(m), list(m.values())) for m, _ in per_seed], charts.PALETTE[(4, 2, 5, 3)[place]])
-        there.append(replace(line, marker=MARKERS[place]))
+        # Curves that lie on each other stay visible: markers of growing size, dashes.
+        there.append(replace(line, marker=MARKERS[place], size=4.0 + 3 * place, style=("-", "--", ":", "-.")[place]))
     panels, lines = [], []
     tables: list[TableText] = []
     for (dataset, model, title), curves in drawn.items():
@@ -162,6 +163,10 @@ def ratings(table: TableSpec, runs: Sequence[Finished]) -> Content:
             rising = all(b > a for a, b in itertools.pairwise(means))
             told = "rises with every rating" if rising else "does not rise with every rating"
             lines.append(f"{name}, h {h}: {told}, from {means[0]:.3f} to {means[-1]:.3f}")
+        if len(networks) > 1:
+            by_level = [[r["mean"] for r in here if r["rating"] == level] for level in levels]
+            widest = max(max(means) - min(means) for means in by_level)
+            lines.append(f"{name}: networks for h differ by {widest:.2g} at most at any rating")
     notes = [
         "P(y = 1 | observed) of every training interaction: by Eq. 25 for DeCA, the model's own probability for "
         "DeCA(p). Training never saw the rating. Mean over seeds; the band reaches from the lowest seed to the highest."

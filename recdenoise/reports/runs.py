@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 import recdenoise
 from recdenoise import checkpoint
@@ -20,6 +21,7 @@ from recdenoise.loop import Loop, Observer
 from recdenoise.recbole_adapter.experiment import Run, RunFiles, check_out, finish, load, prepare, read_record, train
 from recdenoise.recbole_adapter.settings import Settings
 from recdenoise.reports.grid import KEPT, check_folder, to_csv
+from recdenoise.reports.suspects import write_detection
 
 METRICS = ("recall", "ndcg")
 TOPK = (3, 5, 10, 20)
@@ -135,6 +137,45 @@ def read_users(path: Path, metric: str) -> dict[str, float]:
         return {row["user"]: float(row[metric]) for row in csv.DictReader(file)}
 
 
+class InTokenOrder(Run):
+    """A run whose equal scores are ranked in the order of the items' tokens, the lowest first.
+
+    A user whose embedding was never trained may score all items the same, bit for bit: weight decay has shrunk it to
+    nothing. What such a user is recommended is then decided by how a top-k breaks ties.
+    """
+
+    tied = 0
+    """Users seen so far whose 20th and 21st score are equal."""
+
+    def score_block(self, users: Tensor) -> Tensor:
+        """``(b, n_items)``: minus the place of each item in its user's order."""
+        scores = super().score_block(users)
+        order = token_order(self.data.item_tokens).to(scores.device)
+        values, place = scores[:, order].sort(dim=1, descending=True, stable=True)
+        self.tied += int((values[:, TIE_PLACE - 1] == values[:, TIE_PLACE]).sum()) if scores.shape[1] > TIE_PLACE else 0
+        ranks = -torch.arange(scores.shape[1], dtype=torch.float32, device=scores.device)
+        return torch.empty_like(scores, dtype=torch.float32).scatter_(1, order[place], ranks.expand_as(scores))
+
+
+TIE_PLACE = 20
+
+
+def token_order(tokens: np.ndarray[Any, Any]) -> Tensor:
+    """Item ids in the order of their tokens: as numbers where all of them are, else as text; the padding last."""
+    named = [str(token) for token in tokens[1:]]
+    keys = np.array([int(t) for t in named] if all(t.isascii() and t.isdigit() for t in named) else named)
+    order = np.argsort(keys, kind="stable") + 1
+    return torch.from_numpy(np.concatenate([order, [0]]).astype(np.int64))
+
+
+def write_ties(folder: Path, run: Run) -> None:
+    """Write ``ties.json``: the test with ties broken by token, and the number of users with ties."""
+    ordered = InTokenOrder(run.settings, run.data, run.task, run.denoiser, run.validation, run.prepare_seconds)
+    measured = ordered.evaluate(TOPK, METRICS)
+    record: dict[str, Any] = {"all": measured.mean, "warm": measured.warm, "cold": measured.cold}
+    checkpoint.write_json(folder / KEPT["ties"], {**record, "n_users": measured.n_users, "n_tied": ordered.tied})
+
+
 def write_predictions(folder: Path, run: Run) -> None:
     """Write ``predictions.npz``: for every training pair ``p``, ``p_clean`` and, where known, ``rating``.
 
@@ -161,4 +202,9 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
         return {name: arrays[name] for name in arrays.files}
 
 
-WRITERS = {"users": write_users, "predictions": write_predictions}
+WRITERS = {
+    "users": write_users,
+    "ties": write_ties,
+    "predictions": write_predictions,
+    "detection": lambda folder, run: write_detection(folder / KEPT["detection"], run),
+}

@@ -50,7 +50,7 @@ def model_section(page: Page, table: TableSpec, rows: Sequence[Row], tests: Sequ
                 ("public code", any(b[name].code is not None and b[name].compared for b in blocks.values())),
                 ("clean run", any(b[name].clean is not None and b[name].compared for b in blocks.values())),
             )
-            if known
+            if known and name in (table.required_for(dataset) or names)
         ]
         for name in names
     }
@@ -91,9 +91,9 @@ def bar_panel(metric: str, blocks: Mapping[tuple[str, str], Mapping[str, Row]]) 
     }
     values = [None if r.ours is None else (r.ours.mean, r.ours.std) for r in rows]
     colours = [charts.COLOURS.get(r.method, charts.PALETTE[7]) for r in rows]
-    unit = f"{markdown.short(metric)}, mean over users; bars: ± standard deviation over seeds"
+    unit = f"{markdown.short(metric)}, mean ± std over seeds"
     labels = [r.label for r in rows]
-    return charts.bars(f"{rows[0].model}, {markdown.short(metric)}", unit, labels, values, marks, colours)
+    return charts.bars(f"{rows[0].model} on {rows[0].dataset}", unit, labels, values, marks, colours)
 
 
 def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -167,9 +167,10 @@ def page(
     hours = sum(r.job["seconds"] for r in runs if r.job) / 3600
     made.paragraph(f"Beside print: {table.source}. Protocol `{protocol}`.", quiet=True)
     n, m = headline.split(" of ")[0], headline.split(" of ")[1].split()[0]
+    told = f"{hours:.1f} h" if hours >= 0.5 else f"{hours * 60:.0f} min"
     tiles = [(f"{n} / {m}", "required cells reached")] if m != "0" else []
     tiles += [(f"{len(runs)} / {len(cells)}", "runs finished"), (", ".join(map(str, seeds)), "seeds")]
-    made.tiles([*tiles, *([(f"{hours:.1f} h", "of processor time, one thread a run")] if hours else [])])
+    made.tiles([*tiles, *([(told, "of processes with one thread")] if hours else [])])
     for line in markdown.rules(table, rows):
         made.paragraph(line)
     made.key(COLOUR_KEY)
@@ -181,7 +182,8 @@ def page(
     populations = markdown.population_rows(table, rows)
     if populations:
         made.heading("Warm and cold users")
-        made.paragraph(markdown.population_note(runs))
+        for note in markdown.population_notes(runs):
+            made.paragraph(note)
         made.table(markdown.POPULATION_COLUMNS, populations, left=3)
     if tests:
         made.heading("Paired tests")

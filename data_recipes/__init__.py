@@ -6,19 +6,22 @@ Needs NumPy alone. A recipe is one file that ends in a :class:`Recipe`, and one 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_recipes import adressa, market_bias, ml_100k
-from data_recipes.errors import RecipeError
+from data_recipes import adressa, csv_table, market_bias, ml_100k
+from data_recipes.archive import is_archive, unpack
+from data_recipes.download import fetch
+from data_recipes.errors import MissingFiles, RecipeError
 from data_recipes.manifest import SUMMARY_COLUMNS, load_manifest, summary_rows, verify_folder
-from data_recipes.publish import write_folder
-from data_recipes.recipe import Folder, Recipe
+from data_recipes.publish import workspace, write_folder
+from data_recipes.recipe import Folder, Job, Recipe
 
 __all__ = [
     "RECIPES",
     "SUMMARY_COLUMNS",
     "Folder",
+    "MissingFiles",
     "Recipe",
     "RecipeError",
     "build",
@@ -40,21 +43,33 @@ def find_recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
+    if name == csv_table.NAME:
+        raise RecipeError(
+            "csv is a table of one's own: recdenoise data build csv --from FILE --user COLUMN --item COLUMN --out DIR."
+        )
     close = difflib.get_close_matches(str(name), RECIPES, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise RecipeError(f"Unknown recipe {name!r}.{hint} Valid: {', '.join(RECIPES)}.")
+    raise RecipeError(f"Unknown recipe {name!r}.{hint} Valid: {', '.join([*RECIPES, csv_table.NAME])}.")
 
 
 def build(
-    name: str, out: str | Path, source: str | Path | None = None, protocols: Sequence[str] | None = None
+    recipe: str | Recipe,
+    out: str | Path,
+    source: str | Path | None = None,
+    protocols: Sequence[str] | None = None,
+    *,
+    downloads: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Build protocols of a recipe under ``out``; complete folders that are there already stay as they are.
 
     Args:
-        name: a name in :data:`RECIPES`.
+        recipe: a name in :data:`RECIPES`, or a recipe such as :func:`data_recipes.csv_table.csv_recipe` makes.
         out: output folder; made where absent.
-        source: the raw file, or a folder with it, in place of the recipe's own.
-        protocols: which to build; None takes all.
+        source: the raw file, or a folder or an archive with it; None takes the recipe's own place, or downloads.
+        protocols: which to build; None takes all whose raw files can be had.
+        downloads: where downloads are kept; by default ``out/.downloads/<recipe>``.
+        say: told which protocols were left out, and why.
 
     Returns:
         The folders, one per protocol in the recipe's order: ``out/<protocol>/<dataset>``. For RecBole, ``data_path`` is
@@ -64,10 +79,32 @@ def build(
     Raises:
         RecipeError: unknown name or protocol, unusable source, or an output folder that cannot be written or is taken.
     """
-    recipe = find_recipe(name)
+    if isinstance(recipe, str):
+        recipe = find_recipe(recipe)
     wanted = recipe.protocols if protocols is None else tuple(protocols)
     for protocol in wanted:
         if protocol not in recipe.protocols:
-            raise RecipeError(f"{name} has no protocol {protocol!r}. Valid: {', '.join(recipe.protocols)}.")
-    folders = recipe.build(None if source is None else Path(source), wanted)
-    return [write_folder(folder, Path(out)) for folder in folders]
+            raise RecipeError(f"{recipe.name} has no protocol {protocol!r}. Valid: {', '.join(recipe.protocols)}.")
+    with workspace(Path(out)) as work:
+        place = None if source is None else Path(source)
+        if place is not None and is_archive(place):
+            place = unpack(place, work() / "unpacked")
+        if not recipe.files:
+            return [write_folder(folder, Path(out)) for folder in recipe.build(Job(place, wanted, work))]
+        kept = Path(downloads) if downloads is not None else Path(out) / ".downloads" / recipe.name
+        built: list[Path] = []
+        missing: list[RecipeError] = []
+        for protocol in wanted:
+            try:
+                raw = fetch(recipe.files[protocol], kept) if place is None else place
+                built += [write_folder(folder, Path(out)) for folder in recipe.build(Job(raw, [protocol], work))]
+            except MissingFiles as error:
+                if protocols is not None:
+                    raise
+                missing.append(error)
+        if not built:
+            raise missing[0]
+        for reason in missing:
+            if say is not None:
+                say(f"Not every protocol was built: {reason}")
+        return built

@@ -1,4 +1,4 @@
-"""Adressa: clicks on news, the split published with DenoisingRec as the DeCA authors use it (``paper``).
+"""Adressa: clicks on news, the split of DenoisingRec as DeCA uses it (``paper``), and a disjoint one (``clean``).
 
 The publisher cut it by time. Its parts overlap a little, its clean test repeats rows, and its clean test is no part of
 its test: DeCA's test is the first 10,000 rows of DenoisingRec's validation file, DeCA's validation is the rest of it.
@@ -9,7 +9,6 @@ Recommendation", section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from data_recipes.errors import RecipeError
 from data_recipes.interactions import ATOMIC_FIELDS, Interactions, id_file, inter_file
 from data_recipes.manifest import describe, sha256
 from data_recipes.market_bias import DECA_FILES
-from data_recipes.recipe import Folder, RawFile, Recipe
+from data_recipes.recipe import Folder, Job, RawFile, Recipe
 from data_recipes.split_files import check_source, find_files, read_rows, require_files
 
 NAME = "adressa"
@@ -63,20 +62,21 @@ _FLAGGED = (*_PAIR, ("value", 0, 1))
 SPLITS = ("train", "valid", "test", "clean_test")
 
 
-def build(source: Path | None, protocols: Sequence[str]) -> list[Folder]:
+def build(job: Job) -> list[Folder]:
     """Build protocols in memory.
 
     Args:
-        source: the folder with the four files; ``adressa.train.pairs.tsv`` may stand for ``adressa.train.rating``.
-        protocols: which to build.
+        job: its source is the folder with the four files; ``adressa.train.pairs.tsv`` may stand for
+            ``adressa.train.rating``.
 
     Raises:
         RecipeError: a file is absent, malformed or not the published one.
     """
-    if source is None:
+    if job.source is None:
         raise RecipeError(f"{NAME} needs the folder with its raw files.")
-    splits, sums = read_splits(source)
-    return [paper_folder(splits, sums) for _ in protocols]
+    splits, sums = read_splits(job.source)
+    make = {"paper": paper_folder, "clean": clean_folder}
+    return [make[protocol](splits, sums) for protocol in job.protocols]
 
 
 def read_splits(source: Path) -> tuple[dict[str, Interactions], dict[str, str]]:
@@ -134,17 +134,43 @@ def paper_folder(splits: dict[str, Interactions], sums: dict[str, str]) -> Folde
         f"The parts overlap: {masked:,} pairs of clean_test are in train or valid, which scoring masks, so they can "
         f"never be hit, yet stay in the denominators. clean_test repeats {repeated:,} rows; each pair counts once.",
     ]
-    return _folder("paper", splits, sums, {}, notes)
+    return _folder("paper", splits, splits, sums, {}, notes)
+
+
+def clean_folder(splits: dict[str, Interactions], sums: dict[str, str]) -> Folder:
+    """Build disjoint splits: an interaction of an earlier part leaves the later ones, and so do items not in train."""
+    kept = {"train": splits["train"]}
+    dropped: dict[str, int] = {}
+    told = []
+    for split, earlier in (("valid", ["train"]), ("test", ["train", "valid"]), ("clean_test", ["train", "valid"])):
+        keys = _keys(splits[split])
+        first = np.zeros(len(keys), dtype=bool)
+        first[np.unique(keys, return_index=True)[1]] = True
+        fresh = first & ~np.isin(keys, np.concatenate([_keys(kept[name]) for name in earlier]))
+        known = np.isin(splits[split].items, splits["train"].items)
+        kept[split] = splits[split].take(np.flatnonzero(fresh & known))
+        dropped[split] = len(keys) - len(kept[split])
+        told.append(
+            f"{split} lost {(~first).sum():,} repeated rows, {(first & ~fresh).sum():,} that an earlier part has, and "
+            f"{(fresh & ~known).sum():,} of items that train does not have."
+        )
+    notes = ["train, valid and test share no interaction, and clean_test none with train and valid.", *told]
+    return _folder("clean", kept, splits, sums, dropped, notes)
 
 
 def _folder(
-    protocol: str, splits: dict[str, Interactions], sums: dict[str, str], dropped: dict[str, int], notes: list[str]
+    protocol: str,
+    splits: dict[str, Interactions],
+    published: dict[str, Interactions],
+    sums: dict[str, str],
+    dropped: dict[str, int],
+    notes: list[str],
 ) -> Folder:
     """Write the RecBole files of a protocol, with all ids of the published id space, and describe them."""
     flagged = splits["train"].ratings is not None
     if not flagged:  # a column that one file lacks would be filled with means by RecBole
         splits = {split: part.pairs() for split, part in splits.items()}
-    source = Interactions.join(splits.values())
+    source = Interactions.join(published.values())
     strangers = int((~np.isin(np.unique(splits["clean_test"].users), splits["train"].users)).sum())
     silent = N_ITEMS - len(np.unique(source.items))
     told = [
@@ -187,8 +213,8 @@ RECIPE = Recipe(
         "Xiangnan He, Liqiang Nie and Tat-Seng Chua. 2021. Denoising Implicit Feedback for Recommendation. WSDM 2021. "
         "https://arxiv.org/abs/2006.04153"
     ),
-    protocols=("paper",),
+    protocols=("paper", "clean"),
     version=1,
     build=build,
-    files={"paper": FILES},
+    files={"paper": FILES, "clean": FILES},
 )

@@ -50,7 +50,11 @@ def check_totals(where: str, found: Interactions, reference: Mapping[str, Any]) 
     Raises:
         RecipeError: one of them differs; the message names ``where`` and both figures.
     """
-    counted = totals(found)
+    check_figures(where, totals(found), reference)
+
+
+def check_figures(where: str, counted: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    """Like :func:`check_totals`, from figures that were counted already."""
     wrong = [key for key in ("users", "items", "rows") if counted[key] != reference[key]]
     if wrong:
         told = ", ".join(f"{counted[key]:,} {key} instead of {reference[key]:,}" for key in wrong)
@@ -69,7 +73,6 @@ def describe(
     dropped: Mapping[str, int],
     notes: Sequence[str],
     seed: int | None = None,
-    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Gather a protocol's manifest, all but the files' sha256.
 
@@ -85,26 +88,58 @@ def describe(
         dropped: rows that the protocol removed, by split.
         notes: sentences that a reader of the figures must know.
         seed: of a random split, else None.
-        dataset: the dataset's name where it is not the recipe's.
     """
     counts, overlaps = count_splits(splits)
+    return describe_counts(
+        recipe,
+        protocol,
+        dataset=recipe.name,
+        reference=reference,
+        source={"sha256": source_sha256, **totals(source)},
+        splits=counts,
+        overlaps=overlaps,
+        dropped=dropped,
+        notes=notes,
+        seed=seed,
+    )
+
+
+def describe_counts(
+    recipe: Recipe,
+    protocol: str,
+    *,
+    dataset: str,
+    reference: Mapping[str, Any] | None,
+    source: Mapping[str, Any],
+    splits: Mapping[str, Mapping[str, Any]],
+    overlaps: Mapping[str, int],
+    dropped: Mapping[str, int],
+    notes: Sequence[str],
+    seed: int | None,
+) -> dict[str, Any]:
+    """Like :func:`describe`, from figures that were counted while the rows went by.
+
+    Args:
+        recipe, protocol, dropped, notes, seed: see :func:`describe`.
+        dataset: the dataset's name.
+        reference: published totals, or None where nothing is published.
+        source: sha256, users, items, rows and sparsity of the raw rows.
+        splits, overlaps: as :func:`data_recipes.interactions.count_splits` returns them.
+    """
     return {
         "recipe": recipe.name,
         "version": recipe.version,
         "protocol": protocol,
-        "dataset": dataset or recipe.name,
+        "dataset": dataset,
         "title": recipe.title,
         "url": recipe.url,
         "licence": recipe.licence,
         "citation": recipe.citation,
         "seed": seed,
-        "reference": dict(reference),
-        "source": {
-            "sha256": source_sha256 if isinstance(source_sha256, str) else dict(source_sha256),
-            **totals(source),
-        },
-        "splits": counts,
-        "overlaps": overlaps,
+        "reference": dict(reference or {}),
+        "source": dict(source),
+        "splits": {name: dict(figures) for name, figures in splits.items()},
+        "overlaps": dict(overlaps),
         "dropped": dict(dropped),
         "notes": list(notes),
     }
@@ -160,12 +195,13 @@ def verify_folder(folder: str | Path) -> dict[str, Any]:
 
 
 def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return a printable table: the published totals, the source's, then each split's, under :data:`SUMMARY_COLUMNS`.
+    """Return a printable table under :data:`SUMMARY_COLUMNS`: published totals, if any, the source's, each split's.
 
     Every cell is a string; what does not apply is empty. Sparsity has five decimals and no leading zero, as printed.
     """
+    published = manifest["reference"]
     lines = [
-        (manifest["reference"]["name"], manifest["reference"]),
+        *([(published["name"], published)] if published else []),
         ("source", manifest["source"]),
         *manifest["splits"].items(),
     ]

@@ -1,4 +1,4 @@
-"""Modcloth and Electronics: the published random split (``paper``), from the DeCA authors' files.
+"""ModCloth and Electronics: the published random split (``paper``), and a new one from the raw csv (``clean``).
 
 Both come from the marketBias collection; the authors of DeCA numbered users and items from 0 and cut the rows 8:1:1 at
 random. Their seed is not known, so the split itself can only be read from their files.
@@ -8,7 +8,6 @@ Source: "Label Denoising through Cross-Model Agreement", section 5.1 and Table 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,21 @@ from typing import Any
 import numpy as np
 
 from data_recipes.atomic_yaml import recbole_yaml
+from data_recipes.csv_rows import Table
+from data_recipes.csv_table import TableOptions, table_folder
 from data_recipes.errors import RecipeError
 from data_recipes.interactions import Interactions, inter_file
-from data_recipes.manifest import describe
-from data_recipes.recipe import Folder, RawFile, Recipe
+from data_recipes.manifest import check_figures, describe
+from data_recipes.recipe import Folder, Job, RawFile, Recipe
 from data_recipes.split_files import check_source, read_rows, require_files
+from data_recipes.table_split import Counts, Cut
 
 CLEAN_RATING = 5
 """The clean test holds the interactions with this rating."""
 DECA_FILES = "https://raw.githubusercontent.com/wangyu-ustc/DeCA/8b04aa8c24c08c4519f559d25e4c3da34fe97bd3/data"
 """The DeCA authors' folder of split files, at one commit."""
+RAW_FILES = "https://raw.githubusercontent.com/MengtingWan/marketBias/master/data"
+"""The publisher's folder. Its files carry no published sha256: they are checked by the counts of Table 1."""
 LICENCE = "The publisher names no licence and asks for a citation; the repository holds none of it."
 CITATION = (
     "Mengting Wan, Jianmo Ni, Rishabh Misra and Julian McAuley. 2020. Addressing Marketing Bias in Product "
@@ -45,6 +49,8 @@ class Shop:
     """Distinct users in the split files: ids run from 0 to one less."""
     files: tuple[RawFile, RawFile, RawFile, RawFile]
     """Split files of train, valid, test and clean test."""
+    raw: RawFile
+    """The publisher's csv."""
     notes: tuple[str, ...]
 
     @property
@@ -93,6 +99,7 @@ MODCLOTH = Shop(
             "d2a09162d6af9755ef801420be387f7a40906c4e03f81282fde5dcfb9b1a0007",
         ),
     ),
+    raw=RawFile("df_modcloth.csv", f"{RAW_FILES}/df_modcloth.csv"),
     notes=(
         "The files number 44,784 users where Table 1 counts 44,783: one user of the publisher's csv has no name (NaN), "
         "which the table leaves out and the files number like any other.",
@@ -133,6 +140,7 @@ ELECTRONICS = Shop(
             "d55c887d4763e9ffaa367837732a578b1b4db70bbd58d93e7ff5c13fe26e1355",
         ),
     ),
+    raw=RawFile("df_electronics.csv", f"{RAW_FILES}/df_electronics.csv"),
     notes=("The sha256 of electronics_5.train.rating is not known to this recipe: it is checked by its counts alone.",),
 )
 SPLITS = ("train", "valid", "test", "clean_test")
@@ -176,6 +184,33 @@ def paper_folder(shop: Shop, recipe: Recipe, source: Path) -> Folder:
     return Folder("paper", shop.name, files, manifest)
 
 
+def clean_folder(shop: Shop, recipe: Recipe, job: Job) -> Folder:
+    """Split the publisher's csv at random 8:1:1; the clean test is the rating-5 rows of the test.
+
+    Raises:
+        RecipeError: no csv, a bad row, or other totals than Table 1's.
+    """
+    if job.source is None:
+        raise RecipeError(f"{shop.name} needs {shop.raw.name}.")
+    path = job.source
+    if path.is_dir() or not path.exists():
+        path = require_files(path, shop.name, [shop.raw])[shop.raw.name]
+    options = TableOptions("user_id", "item_id", f"rating == {CLEAN_RATING}", time="timestamp", split="random")
+    table = Table(path, options.user, options.item, options.time, ("rating",))
+
+    def check(counts: Counts) -> list[str]:
+        # The unnamed user's rows are in Table 1's rows but its user is not; where a csv spells that name out, it is.
+        found = {**counts.source, "rows": counts.source["rows"] + counts.missing}
+        named = {**shop.reference, "users": min(max(found["users"], shop.reference["users"]), shop.users)}
+        check_figures(str(path), found, named)
+        return [
+            f"The publisher's csv holds {found['rows']:,} rows; the published split is another one, its seed not known."
+        ]
+
+    cut = Cut(by_time=False, seed=options.seed)
+    return table_folder(recipe, shop.name, table, options, cut, job.work, reference=shop.reference, check=check)
+
+
 def _check_clean(path: Path, splits: dict[str, Interactions], n_items: int) -> None:
     """The clean test has to be exactly the rows of test with the clean rating."""
     test, clean = splits["test"], splits["clean_test"]
@@ -186,10 +221,14 @@ def _check_clean(path: Path, splits: dict[str, Interactions], n_items: int) -> N
 
 
 def _recipe(shop: Shop) -> Recipe:
-    def build(source: Path | None, protocols: Sequence[str]) -> list[Folder]:
-        if source is None:
+    def build(job: Job) -> list[Folder]:
+        if job.source is None:
             raise RecipeError(f"{shop.name} needs the folder with its raw files.")
-        return [paper_folder(shop, recipe, source) for _ in protocols]
+        folders = []
+        for protocol in job.protocols:
+            is_paper = protocol == "paper"
+            folders.append(paper_folder(shop, recipe, job.source) if is_paper else clean_folder(shop, recipe, job))
+        return folders
 
     recipe = Recipe(
         name=shop.name,
@@ -197,10 +236,10 @@ def _recipe(shop: Shop) -> Recipe:
         url="https://github.com/MengtingWan/marketBias",
         licence=LICENCE,
         citation=CITATION,
-        protocols=("paper",),
+        protocols=("paper", "clean"),
         version=1,
         build=build,
-        files={"paper": shop.files},
+        files={"paper": shop.files, "clean": (shop.raw,)},
     )
     return recipe
 

@@ -12,7 +12,7 @@ Source: "Label Denoising through Cross-Model Agreement", section 5.1 and Table 1
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from data_recipes.errors import RecipeError, because
 from data_recipes.interactions import ATOMIC_FIELDS, Interactions, inter_file
 from data_recipes.manifest import check_totals, describe, sha256
 from data_recipes.numpy_order import unstable_argsort
-from data_recipes.recipe import Folder, Recipe
+from data_recipes.recipe import Folder, Job, Recipe
 
 NAME = "ml-100k"
 ROWS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"
@@ -40,19 +40,19 @@ CLEAN_RATING = 5
 _LIMITS = {"user": (1, None), "item": (1, None), "rating": (1, 5), "timestamp": (0, 2**53)}
 
 
-def build(source: Path | None, protocols: Sequence[str]) -> list[Folder]:
+def build(job: Job) -> list[Folder]:
     """Build protocols in memory.
 
     Args:
-        source: ``ml-100k.inter`` or ``u.data``, or a folder with one of them; None takes the copy in the recbole wheel.
-        protocols: which of ``paper`` and ``clean``.
+        job: its source is ``ml-100k.inter`` or ``u.data``, or a folder with one of them; None takes the copy in the
+            recbole wheel.
 
     Raises:
         RecipeError: the file is absent, unreadable, malformed or another one.
     """
-    ratings = read_ratings(find_source(source))
+    ratings = read_ratings(find_source(job.source))
     make = {"paper": paper_folder, "clean": clean_folder}
-    return [make[protocol](ratings) for protocol in protocols]
+    return [make[protocol](ratings) for protocol in job.protocols]
 
 
 def find_source(source: Path | None) -> Path:

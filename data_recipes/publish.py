@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_recipes.errors import RecipeError, because
@@ -43,6 +44,35 @@ def write_folder(folder: Folder, out: Path) -> Path:
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     return target
+
+
+@contextmanager
+def workspace(out: Path) -> Iterator[Callable[[], Path]]:
+    """Give a function that makes a hidden folder inside ``out`` when it is first called, and remove it at the end.
+
+    Where nothing was built, the folders that were made for it go too.
+
+    Raises:
+        RecipeError: by the function, when the folder cannot be made.
+    """
+    work = out / f".work.{uuid.uuid4().hex}"
+    absent = [folder for folder in (out, *out.parents) if not folder.exists()]
+
+    def make() -> Path:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"Cannot use the output folder {out}: {because(error)}.") from error
+        return work
+
+    try:
+        yield make
+    finally:
+        if work.exists():
+            shutil.rmtree(work, ignore_errors=True)
+            for folder in absent:
+                with suppress(OSError):  # something was built in it
+                    folder.rmdir()
 
 
 def _is_complete(target: Path, text: bytes) -> bool:

@@ -38,6 +38,18 @@ class RawFile:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a recipe is asked for."""
+
+    source: Path | None
+    """A file or folder with the raw data; None: the recipe's own place."""
+    protocols: Sequence[str]
+    """Which to build, in this order."""
+    work: Callable[[], Path]
+    """An empty folder beside the output, for files too large for memory; it is removed afterwards."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One public dataset: where it comes from, what may be done with it, and how its folders are made."""
 
@@ -53,8 +65,7 @@ class Recipe:
     """Names of the protocols, in the order in which ``build`` returns them."""
     version: int
     """Raised whenever the same source would give other bytes; part of the manifest."""
-    build: Callable[[Path | None, Sequence[str]], list[Folder]]
-    """From a file or folder with the raw data (None: the recipe's own place) and names of protocols to one
-    :class:`Folder` for each of them."""
+    build: Callable[[Job], list[Folder]]
+    """From a job to one :class:`Folder` for each of its protocols."""
     files: Mapping[str, Sequence[RawFile]] = field(default_factory=dict)
     """Protocol -> the raw files that it is made from; empty where the recipe has a place of its own."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_recipes.errors import RecipeError, because
+from data_recipes.errors import MissingFiles, RecipeError, because
 from data_recipes.interactions import Interactions
 from data_recipes.manifest import check_totals, sha256
 from data_recipes.recipe import RawFile
@@ -57,7 +57,7 @@ def require_files(source: Path, dataset: str, files: Sequence[RawFile]) -> dict[
     missing = [name for name in names if name not in found]
     if missing:
         where = next(iter(found.values())).parent if found else source
-        raise RecipeError(f"{where} has no {' and no '.join(missing)}; {dataset} is made from {', '.join(names)}.")
+        raise MissingFiles(f"{where} has no {' and no '.join(missing)}; {dataset} is made from {', '.join(names)}.")
     return found
 
 

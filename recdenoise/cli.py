@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recdenoise import __version__
+from recdenoise.data_commands import data
 from recdenoise.errors import UserError
 from recdenoise.mistakes import Group
 from recdenoise.own_data_commands import OWN_DATA
@@ -344,57 +345,8 @@ def models() -> None:
     console().print(plain_table(["name", "what it computes", "paper"], rows))
 
 
-@cli.group(cls=Group)
-def data() -> None:
-    """Build data sets from their publishers' files."""
-
-
-@data.command("list")
-def data_list() -> None:
-    """List the recipes."""
-    import data_recipes
-    from recdenoise.reports.terminal import plain_table
-
-    rows = [[r.name, r.title, ", ".join(r.protocols), r.licence, r.url] for r in data_recipes.RECIPES.values()]
-    console().print(plain_table(["name", "data set", "protocols", "licence", "source"], rows))
-
-
-@data.command("build")
-@click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="The publisher's file, or a folder with it.")
-def data_build(name: str, out: Path, source: Path | None) -> None:
-    """Build a data set under every protocol it has.
-
-    \b
-    recdenoise data build ml-100k --out data
-    """
-    import data_recipes
-    from recdenoise.reports.terminal import plain_table
-
-    screen = console()
-    for folder in data_recipes.build(name, out, source):
-        manifest = data_recipes.load_manifest(folder)
-        rows = data_recipes.summary_rows(manifest)
-        screen.print(plain_table(data_recipes.SUMMARY_COLUMNS, rows, f"{name}, protocol {manifest['protocol']}"))
-        for note in manifest["notes"]:
-            screen.print(f"note: {note}", soft_wrap=True)
-        screen.print(f"wrote {folder}\n", soft_wrap=True)
-
-
-@data.command("verify")
-@click.argument("folder", type=click.Path(path_type=Path))
-def data_verify(folder: Path) -> None:
-    """Check that a built folder's files are the ones that were written."""
-    import data_recipes
-
-    manifest = data_recipes.verify_folder(folder)
-    console().print(
-        f"{folder}: {manifest['recipe']}, protocol {manifest['protocol']}, all files as built", soft_wrap=True
-    )
-
-
 cli.add_command(benchmark)
+cli.add_command(data)
 cli.add_command(tune)
 for own in OWN_DATA:
     cli.add_command(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from dataclasses import dataclass
@@ -43,6 +44,16 @@ def dataset_name(dataset: str) -> str:
     return names.pop() if len(names) == 1 else dataset
 
 
+def default_protocol(dataset: str) -> str:
+    """The protocol of a run that names none: ``paper``, or the only one that a built folder has."""
+    path = Path(dataset)
+    with contextlib.suppress(data_recipes.RecipeError):
+        return str(data_recipes.load_manifest(path)["protocol"])  # the folder of one protocol
+    folders = [path / protocol for protocol in PROTOCOLS] if path.is_dir() else []
+    there = [folder.name for folder in folders if any(folder.glob("*/manifest.json"))]
+    return there[0] if there else PROTOCOLS[0]
+
+
 def raw_folder(dataset: str) -> Path | None:
     """Raw files of a recipe on this machine: ``RECDENOISE_DATA/recsys/<dataset>``, or ``None``."""
     root = os.environ.get("RECDENOISE_DATA")
@@ -75,6 +86,19 @@ def _cached(dataset: str, protocol: str) -> Path | None:
     return folder if same else None
 
 
+def _build(dataset: str, protocol: str) -> Path:
+    """Build one protocol in the cache: from local raw files where they are, else from the recipe's own place."""
+    recipe, out = data_recipes.find_recipe(dataset), cache_folder() / dataset
+    source = raw_folder(dataset) if recipe.files else None
+    if source is not None:
+        try:
+            return data_recipes.build(dataset, out, source, [protocol])[0]
+        except data_recipes.MissingFiles:
+            if any(file.url is None for file in recipe.files[protocol]):
+                raise
+    return data_recipes.build(dataset, out, None, [protocol], downloads=out / "raw")[0]
+
+
 def _give_raw(dataset: str, protocol: str, by_hand: list[str]) -> str:
     """What to do where a recipe's raw files are not at hand."""
     recipe = data_recipes.find_recipe(dataset)
@@ -103,10 +127,7 @@ def find_folder(dataset: str, protocol: str) -> Path:
         if dataset in data_recipes.RECIPES and not Path(dataset).is_dir():
             folder = _cached(dataset, protocol) if data_recipes.find_recipe(dataset).files else None
             if folder is None:
-                source, out = raw_folder(dataset), cache_folder() / dataset
-                if not data_recipes.find_recipe(dataset).files:
-                    source = None  # the recipe has a place of its own
-                return data_recipes.build(dataset, out, source, [protocol])[0]
+                return _build(dataset, protocol)
         else:
             folder = _protocol_folder(dataset, protocol)
         data_recipes.verify_folder(folder)

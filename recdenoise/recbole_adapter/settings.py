@@ -12,7 +12,7 @@ from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import UserError, unknown_name
 from recdenoise.loop import LoopConfig
 from recdenoise.options import require
-from recdenoise.recbole_adapter.dataset import check_protocol, dataset_name
+from recdenoise.recbole_adapter.dataset import check_protocol, dataset_name, default_protocol
 from recdenoise.recbole_adapter.flag import PREFIX, denoiser_options, loop_config, read
 from recdenoise.recbole_adapter.models import MODELS
 from recdenoise.recbole_adapter.option_names import RESERVED, check_names, check_types
@@ -127,7 +127,8 @@ def resolve(
         model: a model's name.
         dataset: a recipe's name or a folder that one built.
         denoiser: a name or a mapping; ``None`` takes it from the files, else plain training.
-        protocol: ``paper`` or ``clean``; ``None`` takes it from the files, else ``paper``.
+        protocol: ``paper`` or ``clean``; ``None`` takes it from the files, else see
+            :func:`recdenoise.recbole_adapter.dataset.default_protocol`.
         seed: everything random follows from it; ``None`` takes it from the files, else 2020.
         preset: ``paper``, or ``None``.
         config_files: RecBole YAML files.
@@ -163,7 +164,9 @@ def resolve(
             options |= {k: v for k, v in PAPER_CODE.items() if k not in given}
         if model == "CDAE":
             options["input_norm"] = "paper_code"
-    protocol = check_protocol(options.pop("protocol", "paper") if protocol is None else protocol)
+    protocol = check_protocol(
+        options.pop("protocol", None) or default_protocol(dataset) if protocol is None else protocol
+    )
     options["seed"] = seed = read(options, "seed", int, FIRST_SEED) if seed is None else seed
     for reserved in RESERVED:
         options.pop(reserved, None)

@@ -1,0 +1,114 @@
+"""``recdenoise data``: list, build and verify data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from recdenoise.errors import UserError
+from recdenoise.mistakes import Group
+
+TABLE_OPTIONS = ("user", "item", "time", "clean", "rating", "name", "sep", "encoding", "split", "seed")
+"""Options of `data build` that describe a table of one's own."""
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Build data sets from their publishers' files, or from a table of your own."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the recipes."""
+    import data_recipes
+    from recdenoise.cli import console
+    from recdenoise.reports.terminal import plain_table
+
+    rows = [[r.name, r.title, ", ".join(r.protocols), r.licence, r.url] for r in data_recipes.RECIPES.values()]
+    rows.append(["csv", "a table of your own: user, item, rating or signal", "clean", "yours", "--from FILE"])
+    console().print(plain_table(["name", "data set", "protocols", "licence", "source"], rows))
+
+
+@data.command("build")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="The publisher's file, or a folder with it.")
+@click.option("--protocol", multiple=True, help="Build this one alone: paper or clean.  [default: all]")
+@click.option("--user", metavar="COLUMN", help="csv: column of the user.")
+@click.option("--item", metavar="COLUMN", help="csv: column of the item.")
+@click.option("--time", metavar="COLUMN", help="csv: column of the time, a number or an ISO date.")
+@click.option(
+    "--clean", metavar="RULE", help='csv: what makes a row clean: "rating >= 5", "dwell > 10 and not ad == 1".'
+)
+@click.option("--rating", metavar="COLUMN", help="csv: column kept for reports.  [default: the rule's first]")
+@click.option("--name", "called", metavar="NAME", help="csv: the data set's name.  [default: the file's]")
+@click.option("--sep", metavar="CHARACTER", help="csv: what separates cells; tab for a tab.  [default: ,]")
+@click.option("--encoding", metavar="NAME", help="csv: of the text.  [default: utf-8]")
+@click.option("--split", metavar="KIND", help="csv: random, or time: by user.  [default: time where there is one]")
+@click.option("--seed", type=int, help="csv: of a random split.  [default: 2020]")
+def data_build(
+    name: str, out: Path, source: Path | None, protocol: tuple[str, ...], called: str | None, **table: Any
+) -> None:
+    """Build a data set under every protocol it has.
+
+    \b
+    recdenoise data build ml-100k --out data
+    recdenoise data build csv --from clicks.csv --user user_id --item item_id --clean "dwell > 10" --out data
+    """
+    import data_recipes
+    from data_recipes.csv_table import csv_recipe
+    from recdenoise.cli import console
+    from recdenoise.reports.terminal import plain_table
+
+    given = {option: value for option, value in {**table, "name": called}.items() if value is not None}
+    recipe: str | data_recipes.Recipe = name
+    if name == "csv":
+        recipe = csv_recipe(table_options(given, source))
+    elif given:
+        raise UserError(
+            f"{', '.join(f'--{option}' for option in given)} describe a table: they go with csv, not {name}."
+        )
+    screen = console()
+
+    def say(sentence: str) -> None:
+        screen.print(f"note: {sentence}", soft_wrap=True)
+
+    for folder in data_recipes.build(recipe, out, source, protocol or None, say=say):
+        manifest = data_recipes.load_manifest(folder)
+        rows = data_recipes.summary_rows(manifest)
+        title = f"{manifest['dataset']}, protocol {manifest['protocol']}"
+        screen.print(plain_table(data_recipes.SUMMARY_COLUMNS, rows, title))
+        shared = ", ".join(f"{pair} {count:,}" for pair, count in manifest["overlaps"].items() if count)
+        if shared:
+            screen.print(f"pairs in common: {shared}", soft_wrap=True)
+        for note in manifest["notes"]:
+            screen.print(f"note: {note}", soft_wrap=True)
+        screen.print(f"wrote {folder}\n", soft_wrap=True)
+
+
+def table_options(given: dict[str, Any], source: Path | None) -> Any:
+    """Options of a table from the words of the command line. Raises ``UserError`` for what is missing."""
+    from data_recipes.csv_table import TableOptions
+
+    missing = [f"--{name}" for name in ("user", "item") if name not in given] + (["--from"] if source is None else [])
+    if missing:
+        raise UserError(f"data build csv needs {' and '.join(missing)}; see recdenoise data build --help.")
+    if "sep" in given:
+        given = {**given, "separator": given["sep"]}
+        del given["sep"]
+    return TableOptions(**given)
+
+
+@data.command("verify")
+@click.argument("folder", type=click.Path(path_type=Path))
+def data_verify(folder: Path) -> None:
+    """Check that a built folder's files are the ones that were written."""
+    import data_recipes
+    from recdenoise.cli import console
+
+    manifest = data_recipes.verify_folder(folder)
+    console().print(
+        f"{folder}: {manifest['recipe']}, protocol {manifest['protocol']}, all files as built", soft_wrap=True
+    )

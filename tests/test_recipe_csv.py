@@ -1,0 +1,445 @@
+"""A table of one's own: the rule, the reading, the split against a plain loop, bounded memory, bad input."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data_recipes
+from data_recipes import RecipeError
+from data_recipes.clean_rule import read_rule
+from data_recipes.csv_rows import Table, read_blocks
+from data_recipes.csv_table import TableOptions, csv_recipe
+from data_recipes.table_split import Cut, TableSplit
+from data_recipes.tokens import safe_token
+from tests.command import environment, mistake, output
+
+SPLITS = ("train", "valid", "test", "clean_test")
+OPTIONS = TableOptions("user", "item", "dwell > 10")
+Row = dict[str, str]
+
+
+def clicks(n: int = 600, seed: int = 0, n_users: int = 40, n_items: int = 12) -> list[Row]:
+    """Rows with repeated pairs, a user or an item missing here and there, and equal times."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        user, item = f"u {rng.integers(n_users)}", f"i{rng.integers(n_items)}"
+        lost = rng.random()
+        rows.append(
+            {
+                "user": "" if lost < 0.02 else user,
+                "item": "" if lost > 0.98 else item,
+                "dwell": "" if 0.5 < lost < 0.55 else f"{rng.integers(0, 400) / 10}",
+                "ts": str(rng.integers(50)),
+            }
+        )
+    return rows
+
+
+def write(path: Path, rows: list[Row], separator: str = ",", encoding: str = "utf-8") -> Path:
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_inter(folder: Path, split: str) -> list[tuple[str, ...]]:
+    lines = (folder / f"{folder.name}.{split}.inter").read_text().splitlines()
+    return [tuple(line.split("\t")) for line in lines[1:]]
+
+
+def build(source: Path, out: Path, **options: Any) -> Path:
+    given: dict[str, Any] = {"user": "user", "item": "item", "clean": "dwell > 10", **options}
+    (folder,) = data_recipes.build(csv_recipe(TableOptions(**given)), out, source)
+    return folder
+
+
+# The rule
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a >= 2", [0, 0, 1, 1, 0]),
+        ("a == 1 or a == 3", [0, 1, 0, 1, 0]),
+        ("a > 0 and b < 1", [0, 1, 0, 1, 0]),
+        ("not a >= 2", [1, 1, 0, 0, 0]),
+        ("not (a >= 2 or b == -5e-1)", [0, 1, 0, 0, 0]),
+        ("a > 2 or a > 0 and b < 1", [0, 1, 0, 1, 0]),
+        ("(a > 2 or a > 0) and b < 1", [0, 1, 0, 1, 0]),
+        ("NOT a!=0", [1, 0, 0, 0, 0]),
+        ("`a` <= +1.", [1, 1, 0, 0, 0]),
+        ("not not a < .5", [1, 0, 0, 0, 0]),
+    ],
+)
+def test_rules_by_hand(text: str, expected: list[int]) -> None:
+    nan = float("nan")
+    columns = {"a": np.array([0.0, 1, 2, 3, nan]), "b": np.array([-0.5, 0, 1, 0, 0])}
+    rule = read_rule(text)
+    assert rule({name: columns[name] for name in rule.columns}).astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has its end where a column's name is due"),
+        ("rating", "has its end where one of >= <= == != > < is due"),
+        ("rating = 5", "has '=' at character 8 where one of"),
+        ("rating >= five", "has 'five' at character 11 where a number is due"),
+        ("5 >= rating", "has '5' at character 1 where a column's name is due"),
+        ("rating >= 5 dwell > 1", "has 'dwell' at character 13 where and, or, or the end is due"),
+        ("(rating >= 5", "has its end where a closing bracket is due"),
+        ("rating >= 5)", r"has '\)' at character 12"),
+        ("rating >= 5 and", "has its end where a column's name is due"),
+        ("__import__('os').system('x') == 1", r"has '\(' at character 11"),
+        ("rating >= 5; dwell > 1", "has ';' at character 12 where a column, an operator or a number is due"),
+        ("rating >= 1e5x", "where a number is due|where a column, an operator or a number is due"),
+        ("(" * 60 + "a > 1" + ")" * 60, "nests more than 50 levels"),
+        ("not " * 3000 + "a > 1", "nests more than 50 levels"),
+    ],
+)
+def test_rules_that_are_none(text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        read_rule(text)
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=40)
+def test_any_text_is_a_rule_or_one_sentence(text: str) -> None:
+    try:
+        rule = read_rule(text)
+    except RecipeError as error:
+        assert "clean rule" in str(error)  # noqa: PT017
+    else:
+        assert rule.columns
+
+
+# Names that RecBole would misread
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), min_size=1, max_size=8, unique=True))
+@settings(max_examples=60, deadline=None)
+def test_names_come_back_through_pandas(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
+    names = [*{name.strip() for name in names} - {""}, "NA", "null", '"', "50%", "%4EA", "[PAD]"]
+    names = list(dict.fromkeys(names))
+    safe = [safe_token(name) for name in names]
+    assert len(set(safe)) == len(names)
+    assert "[PAD]" not in safe
+    path = tmp_path_factory.mktemp("names") / "x.inter"
+    path.write_text("user_id:token\titem_id:token\n" + "".join(f"{name}\ti\n" for name in safe), encoding="utf-8")
+    read = pd.read_csv(path, delimiter="\t", dtype=str, encoding="utf-8", engine="python")
+    assert read["user_id:token"].tolist() == safe
+
+
+def test_plain_names_stay() -> None:
+    for name in ("ann", "Ünal", "o'neil", "a b", "007", "x+y", "Nana"):
+        assert safe_token(name) == name
+    assert safe_token("NA") == "%4EA"
+    assert safe_token('a"\t%') == "a%22%09%25"
+
+
+# The split
+
+
+def expected_split(rows: list[Row], by_time: bool, seed: int = 2020) -> dict[str, list[tuple[str, ...]]]:
+    """The same by a plain loop."""
+    draws = np.random.default_rng(seed).random(len(rows))
+    first: dict[tuple[str, str], int] = {}
+    for k, row in enumerate(rows):
+        if row["user"] and row["item"]:
+            first.setdefault((row["user"], row["item"]), k)
+    kept = sorted(first.values())
+    fate: dict[int, str] = {}
+    if by_time:
+        for user in {rows[k]["user"] for k in kept}:
+            history = sorted((k for k in kept if rows[k]["user"] == user), key=lambda k: (float(rows[k]["ts"]), k))
+            n = len(history)
+            for place, k in enumerate(history):
+                fate[k] = "train" if place < max(n * 8 // 10, 1) else "valid" if place < n * 9 // 10 else "test"
+    else:
+        fate = {k: "train" if draws[k] < 0.8 else "valid" if draws[k] < 0.9 else "test" for k in kept}
+    known = {rows[k]["item"] for k in kept if fate[k] == "train"}
+    result: dict[str, list[tuple[str, ...]]] = {split: [] for split in SPLITS}
+    for k in kept:
+        row = rows[k]
+        if row["item"] not in known:
+            continue
+        line = (row["user"], row["item"], f"{float(row['dwell']):g}" if row["dwell"] else "")
+        line += (row["ts"],) if by_time else ()
+        result[fate[k]].append(line)
+        if fate[k] == "test" and row["dwell"] and float(row["dwell"]) > 10:
+            result["clean_test"].append(line)
+    return result
+
+
+@pytest.mark.parametrize("by_time", [False, True])
+@pytest.mark.parametrize("n_items", [12, 300])
+def test_the_split_is_a_plain_loops(tmp_path: Path, by_time: bool, n_items: int) -> None:
+    rows = clicks(n_items=n_items)
+    folder = build(write(tmp_path / "my clicks.csv", rows), tmp_path / "out", time="ts" if by_time else None)
+    assert folder == tmp_path / "out" / "clean" / "my-clicks"
+    expected = expected_split(rows, by_time)
+    for split in SPLITS:
+        assert read_inter(folder, split) == expected[split], split
+    manifest = data_recipes.verify_folder(folder)
+    assert manifest["seed"] == (None if by_time else 2020)
+    for split, wanted in expected.items():
+        pairs = {line[:2] for line in wanted}
+        users, items = {user for user, _ in pairs}, {item for _, item in pairs}
+        strangers = users - {line[0] for line in expected["train"]}
+        found = manifest["splits"][split]
+        assert (found["users"], found["items"], found["rows"]) == (len(users), len(items), len(wanted))
+        assert (found["duplicates"], found["users_not_in_train"]) == (0, len(strangers))
+        assert found["items_not_in_train"] == 0
+    named = [row for row in rows if row["user"] and row["item"]]
+    distinct = {(row["user"], row["item"]) for row in named}
+    assert manifest["source"]["rows"] == len(named)
+    assert any(f"{len(named) - len(distinct):,} rows repeat" in note for note in manifest["notes"])
+    assert any(f"{len(rows) - len(named):,} rows without a user or an item" in note for note in manifest["notes"])
+    lost = len(distinct) - sum(len(expected[split]) for split in SPLITS[:3])
+    assert sum(manifest["dropped"].values()) == lost
+    assert (lost > 0) == (n_items == 300)
+
+
+@given(st.integers(1, 9), st.integers(1, 30), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_blocks_and_buckets_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory, block: int, bucket: int, by_time: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("blocks")
+    table = Table(write(folder / "a.csv", clicks(120)), "user", "item", "ts" if by_time else None, ("dwell",))
+    found = []
+    for place, sizes in (("whole", {}), ("parts", {"block_rows": block, "bucket_rows": bucket})):
+        (folder / place).mkdir()
+        split = TableSplit(table, read_rule("dwell > 10"), Cut(by_time, 7), folder / place, **sizes)  # type: ignore[arg-type]
+        split.read()
+        files = split.write("a", "dwell")
+        found.append((split.counts, {name: path.read_bytes() for name, path in files.items()}))
+    assert found[0] == found[1]
+
+
+def test_another_seed_is_another_split_and_the_same_seed_the_same_bytes(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", clicks())
+    folders = [build(source, tmp_path / str(k), seed=seed) for k, seed in enumerate((1, 1, 2))]
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert contents[0] == contents[1] != contents[2]
+    assert not list((tmp_path / "0").glob(".*"))
+
+
+def test_forms_of_the_table(tmp_path: Path) -> None:
+    """Gzip, tabs, another encoding, quotes, a byte order mark: the same rows."""
+    rows = clicks(200)
+    rows[3]["user"] = rows[9]["user"] = "Zoë, the first"
+    plain = build(write(tmp_path / "a.csv", rows), tmp_path / "plain", name="x")
+    packed = tmp_path / "a.csv.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    forms = {
+        "gz": (packed, {}),
+        "tab": (write(tmp_path / "a.tsv", rows, "\t"), {"separator": "tab"}),
+        "latin": (write(tmp_path / "l.csv", rows, encoding="latin-1"), {"encoding": "latin-1"}),
+        "utf16": (write(tmp_path / "w.csv", rows, encoding="utf-16"), {"encoding": "utf-16"}),
+        "bom": (write(tmp_path / "b.csv", rows, encoding="utf-8-sig"), {}),
+    }
+    for name, (source, options) in forms.items():
+        folder = build(source, tmp_path / name, name="x", **options)
+        for split in SPLITS:
+            assert read_inter(folder, split) == read_inter(plain, split), name
+    assert any(row[0] == "Zoë, the first" for split in SPLITS for row in read_inter(plain, split))
+
+
+def test_iso_dates_are_times(tmp_path: Path) -> None:
+    rows = clicks()
+    for row in rows:
+        row["ts"] = f"2010-01-{int(row['ts']) % 28 + 1:02d} 08:00:00+00:00"
+    folder = build(write(tmp_path / "a.csv", rows), tmp_path / "out", time="ts")
+    times = [int(row[3]) for row in read_inter(folder, "train")]
+    assert min(times) == 1_262_332_800  # 2010-01-01, 8 o'clock UTC
+    assert {(time - min(times)) % 86_400 for time in times} == {0}
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+from pathlib import Path
+from data_recipes.clean_rule import read_rule
+from data_recipes.csv_rows import Table
+from data_recipes.table_split import Cut, TableSplit
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+table = Table(Path(sys.argv[1]), "user", "item", None, ("dwell",))
+work = Path(sys.argv[1]).with_suffix(".work")
+work.mkdir()
+split = TableSplit(table, read_rule("dwell > 10"), Cut(False, 0), work, block_rows=5000, bucket_rows=20000)
+split.read()
+split.write("a", "dwell")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
+    """Rows of the large table alone would take some 100 MB as Python text."""
+    grown = {}
+    for name, n in (("small", 20_000), ("large", 300_000)):
+        path = tmp_path / f"{name}.csv"
+        users, items = np.random.default_rng(1).integers((n, 500), size=(n, 2)).T
+        body = "".join(f"user{u},item{i},{u % 40}\n" for u, i in zip(users.tolist(), items.tolist(), strict=True))
+        path.write_text("user,item,dwell\n" + body)
+        ran = subprocess.run(
+            [sys.executable, "-c", MEMORY_SCRIPT, str(path)], env=environment(), capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        grown[name] = int(ran.stdout) / 1024
+    assert grown["large"] < grown["small"] + 12, grown
+
+
+# Bad input
+
+
+def spoiled(path: Path, line: int, new: str) -> Path:
+    lines = path.read_text().splitlines()
+    lines[line - 1] = new
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        (None, {"user": "userid"}, r"line 1: there is no column 'userid'; the columns are user, item, dwell, ts"),
+        (None, {"clean": "rating >= 5"}, r"there is no column 'rating'"),
+        (None, {"time": "when"}, r"there is no column 'when'"),
+        (None, {"user": "item"}, "User and item are both the column 'item'"),
+        (None, {"split": "time"}, "A split by time needs the column of the time"),
+        (None, {"split": "monthly"}, "Unknown split 'monthly'. Valid: random, time"),
+        (None, {"separator": ";;"}, "separator ';;' is not one character"),
+        (None, {"separator": "tab"}, r"there is no column 'user'.*It looks separated by ',': give --sep"),
+        (None, {"encoding": "klingon"}, "There is no encoding 'klingon'"),
+        (None, {"encoding": "utf-16"}, r"is not utf-16 text"),
+        (None, {"name": "../x"}, r"The name '../x' cannot be a folder's"),
+        (None, {"clean": "dwell > 1000"}, r"The clean rule 'dwell > 1000' matches no row of"),
+        (None, {"clean": "ts >= 0"}, r"The clean rule 'ts >= 0' matches every one of the 600 rows"),
+        ((7, "u 1,i1,12"), {}, r"a\.csv, line 7: 3 cells where the header has 4"),
+        ((7, "u 1,i1,12,4,5"), {}, r"a\.csv, line 7: 5 cells where"),
+        ((7, "u 1,i1,long,4"), {}, r"a\.csv, line 7: dwell is 'long', which is no number"),
+        (
+            (7, "u 1,i1,12,yesterday"),
+            {"time": "ts"},
+            r"line 7: ts is 'yesterday', which is neither a number nor an ISO",
+        ),
+        ((7, "u 1,i1,12,"), {"time": "ts"}, r"line 7: ts is ''"),
+        ((7, "u 1,i1,12,inf"), {"time": "ts"}, r"line 7: ts is 'inf', which is no time"),
+        ((1, "user,item,dwell,user"), {}, r"line 1: two columns are called 'user'"),
+    ],
+)
+def test_bad_tables_are_told_in_one_sentence(
+    tmp_path: Path, change: tuple[int, str] | None, options: dict[str, Any], said: str
+) -> None:
+    source = write(tmp_path / "a.csv", clicks())
+    if change is not None:
+        spoiled(source, *change)
+    with pytest.raises(RecipeError, match=said) as caught:
+        build(source, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def truncate(path: Path) -> Path:
+    packed = path.with_suffix(".csv.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes())[:-200])
+    return packed
+
+
+def rewrite(text: bytes) -> Callable[[Path], Path]:
+    def change(path: Path) -> Path:
+        path.write_bytes(text)
+        return path
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (truncate, r"a\.csv\.gz is a gzip file that is cut short or broken"),
+        (rewrite(b""), r"a\.csv is empty"),
+        (rewrite(b"user,item,dwell\n"), r"a\.csv has a header and no rows"),
+        (rewrite(b"user,item,dwell\nann\xff,i,3\n"), r"a\.csv is not utf-8 text.*--encoding"),
+        (rewrite(b'user,item,dwell\n"ann,i,3\n' + b"x,y,1\n" * 200_000), r"a\.csv is no table: field larger"),
+        (rewrite(b"user,item,dwell\nann,i,30\nbob,i,3\n"), r"split of .*a\.csv would be empty: it needs more rows"),
+        (lambda path: path.with_name("b.csv"), r"b\.csv does not exist"),
+        (lambda path: path.parent, r"is a folder; give the table itself"),
+    ],
+)
+def test_bad_files_are_told_in_one_sentence(tmp_path: Path, change: Callable[[Path], Path], said: str) -> None:
+    source = change(write(tmp_path / "a.csv", clicks()))
+    with pytest.raises(RecipeError, match=said):
+        build(source, tmp_path / "out", name="x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_line_number_counts_quoted_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('user,item,dwell\n"two\nlines",i,3\nann,i,long\n')
+    with pytest.raises(RecipeError, match=r"a\.csv, line 4: dwell is 'long'"):
+        list(read_blocks(Table(path, "user", "item", None, ("dwell",))))
+
+
+def test_a_table_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", clicks())
+    (tmp_path / "work").mkdir()
+    split = TableSplit(
+        Table(source, "user", "item", None, ("dwell",)), read_rule("dwell > 10"), Cut(False, 0), tmp_path
+    )
+    split.read()
+    write(source, clicks(300))
+    with pytest.raises(RecipeError, match=r"a\.csv changed while it was read"):
+        split.write("a", "dwell")
+
+
+def test_the_same_place_for_other_options_is_built_anew(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", clicks())
+    first = build(source, tmp_path / "out")
+    before = read_inter(first, "clean_test")
+    assert read_inter(build(source, tmp_path / "out", clean="dwell > 30"), "clean_test") != before
+
+
+# The command line
+
+
+def test_build_and_train_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = clicks(900, n_items=40)
+    rows[5]["user"], rows[6]["item"] = "NA", 'the "best"'
+    write(tmp_path / "clicks.csv", rows)
+    words = ("--from", "clicks.csv", "--user", "user", "--item", "item", "--clean", "dwell > 10", "--out", "data")
+    printed = output("data", "build", "csv", *words)
+    assert "clicks, protocol clean" in printed
+    assert "2 names that RecBole would misread are percent-encoded" in printed
+    assert "all files as built" in output("data", "verify", "data/clean/clicks")
+    options = ("--set", "epochs=1", "--set", "train_batch_size=64", "--set", "embedding_size=8", "--quiet")
+    printed = output("train", "--model", "GMF", "--dataset", "data", "--denoiser", "t_ce", *options)
+    assert "GMF on data, protocol clean" in printed
+
+
+def test_mistakes_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.csv", clicks(50))
+    assert "data build csv needs --user and --item and --from" in mistake("data", "build", "csv", "--out", "x")
+    words = ("--from", "a.csv", "--user", "user", "--item", "item", "--out", "x")
+    assert "matches no row of a.csv" in mistake("data", "build", "csv", *words, "--clean", "dwell > 99")
+    assert "--user, --item describe a table" in mistake("data", "build", "ml-100k", *words)
+    assert "has no protocol 'paper'. Valid: clean" in mistake("data", "build", "csv", *words, "--protocol", "paper")
+    with pytest.raises(RecipeError, match="csv is a table of one's own"):
+        data_recipes.find_recipe("csv")
+    assert not (tmp_path / "x").exists()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recdenoise import detection
+from recdenoise import checkpoint, detection
 from recdenoise.errors import UserError
 from recdenoise.own_data import INJECTED, read_inter
 from recdenoise.reports.inspection import probability_table
@@ -83,6 +83,20 @@ def measure_rarity(run: Run, known: KnownNoise) -> detection.Detection:
     """How well the noise is told without any model: the interactions with the rarest items first."""
     items = run.data.train[1].numpy()
     return detection.measure(-np.bincount(items)[items], known.flags)
+
+
+def detection_record(run: Run, known: KnownNoise) -> dict[str, Any]:
+    """What is known and how well it is found, by the run and by taking the rarest items first, as plain types."""
+    found, rarity = measure(run, known), measure_rarity(run, known)
+    return {"known": known.words, **found.to_dict(), "rarest_first": rarity.to_dict()}
+
+
+def write_detection(path: Path, run: Run) -> None:
+    """Write :func:`detection_record` as JSON. Raises ``UserError`` where no noise is known."""
+    known = known_noise(run)
+    if known is None:
+        raise UserError(f"{train_file(run)}: no noise is known here, so that nothing can be measured.")
+    checkpoint.write_json(path, detection_record(run, known))
 
 
 def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> KnownNoise | None:

@@ -20,6 +20,8 @@ def describe(annotation: Any) -> str:
         return "one of " + ", ".join(str(a) for a in typing.get_args(annotation))
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join("null" if a is type(None) else describe(a) for a in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return f"a list, each entry {describe(typing.get_args(annotation)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}.get(
         annotation, str(annotation)
     )
@@ -43,6 +45,10 @@ def convert(value: Any, annotation: Any) -> Any:
         if value in typing.get_args(annotation):
             return value
         raise TypeError
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return tuple(convert(entry, typing.get_args(annotation)[0]) for entry in value)
     if annotation is bool:
         if isinstance(value, bool):
             return value

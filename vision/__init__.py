@@ -9,11 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vision.classifier import NoisyLabelClassifier
+    from vision.fitting import FitResult, fit
     from vision.methods import register
+    from vision.options import TrainOptions
 
-__all__ = ["register"]
+__all__ = ["FitResult", "NoisyLabelClassifier", "TrainOptions", "fit", "register"]
 
-_HOMES = {"methods": ("register",)}
+_HOMES = {
+    "classifier": ("NoisyLabelClassifier",),
+    "fitting": ("FitResult", "fit"),
+    "methods": ("register",),
+    "options": ("TrainOptions",),
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 

@@ -1,0 +1,116 @@
+"""The scikit-learn face: ``NoisyLabelClassifier(...).fit(X, y).predict(X)``. scikit-learn itself is not imported."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recdenoise.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from vision.models import Model
+
+
+class NoisyLabelClassifier:
+    """A classifier that follows scikit-learn's conventions: ``clone``, pipelines and searches work on it.
+
+    Args:
+        model: as :func:`vision.fit` takes it.
+        method: name of the method.
+        method_options: options of the method.
+        valid: share of the training images that choose the epoch.
+        seed: everything random follows from it.
+        options: further options of :func:`vision.fit`, such as ``{"epochs": 30}``.
+
+    Attributes:
+        classes_: ``(C,)`` labels as they were given to :meth:`fit`, sorted.
+        result_: the :class:`vision.FitResult`.
+        clean_probability_: ``(N,)`` P(the given label is right), in the order of :meth:`fit`'s rows.
+    """
+
+    _estimator_type = "classifier"
+
+    def __init__(
+        self,
+        model: Model = "resnet20",
+        *,
+        method: str = "deca_p",
+        method_options: Mapping[str, Any] | None = None,
+        valid: float = 0.2,
+        seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.method, self.method_options = model, method, method_options
+        self.valid, self.seed, self.options = valid, seed, options
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name, as they were given."""
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **params: Any) -> NoisyLabelClassifier:
+        """Change parameters; returns itself. Raises ``UserError`` for a name that is none."""
+        for name, value in params.items():
+            if name not in self._names():
+                raise unknown_name("parameter", name, self._names())
+            setattr(self, name, value)
+        return self
+
+    def fit(self, X: Any, y: Any) -> NoisyLabelClassifier:
+        """Train on images ``X`` (N first) and their labels ``y``, of any type that sorts; returns itself.
+
+        Raises:
+            UserError: what :func:`vision.fit` refuses.
+        """
+        from vision.fitting import fit
+
+        y = np.asarray(y)
+        if y.ndim != 1 or len(y) != len(X):
+            raise UserError(f"There are {len(X)} images and labels of shape {y.shape}; give one label for each image.")
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        spec = {**(self.method_options or {}), "name": self.method}
+        options = dict(self.options or {})
+        self.result_ = fit(self.model, (X, numbers), method=spec, valid=self.valid, seed=self.seed, **options)
+        self.clean_probability_ = self.result_.clean_probability
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """``(n, C)`` probabilities, columns in the order of ``classes_``."""
+        return np.asarray(self._fitted().predict_proba(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """``(n,)`` labels of the types that were given."""
+        return self.classes_[np.asarray(self._fitted().predict(X))]
+
+    def score(self, X: Any, y: Any) -> float:
+        """Accuracy against ``y``, 0 to 1."""
+        return float(np.mean(self.predict(X) == np.asarray(y)))
+
+    def _fitted(self) -> Any:
+        if not hasattr(self, "result_"):
+            raise UserError("This NoisyLabelClassifier is not fitted yet; call fit first.")
+        return self.result_
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "result_")
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn asks of an estimator; only scikit-learn calls it."""
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(three_d_array=True, two_d_array=False),
+        )
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
+        return f"{type(self).__name__}({given})"

@@ -1,0 +1,304 @@
+"""Train an image classifier on labels that lie, in one call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import recdenoise
+from recdenoise import checkpoint
+from recdenoise.errors import UserError
+from recdenoise.observer import Observer
+from vision import methods
+from vision.augment import Augment
+from vision.data import ImageData, load, split
+from vision.data.arrays import as_images
+from vision.models import Model
+from vision.options import NAMES, read_train_options
+from vision.run import ENDS, Run, Sets
+
+KIND = "vision result"
+
+
+class FitResult:
+    """A trained classifier. Made by :func:`fit` or :meth:`load`.
+
+    Attributes:
+        model: the trained network, with the weights of ``used``.
+        used: ``best_val`` or ``last``; :meth:`use` changes it.
+        history: a row for every epoch.
+        clean_probability: ``(N,)`` float32: P(the given label is right), for every row that was given, validation rows
+            included, in the order given.
+        rows: ``(training, validation)`` row numbers, int64.
+        measured: ``{"valid": {"last": {...}, "best_val": {...}}, "test": ...}`` with accuracy and loss, for the sets
+            that there are.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: dict[str, Any],
+        clean_probability: np.ndarray,
+        rows: tuple[np.ndarray, np.ndarray],
+        measured: dict[str, dict[str, dict[str, float]]],
+        history: list[dict[str, Any]],
+    ) -> None:
+        self.run, self.settings = run, settings
+        self.clean_probability, self.rows, self.measured, self.history = clean_probability, rows, measured, history
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that the method trained, in eval mode, on the device."""
+        return self.run.watched
+
+    @property
+    def used(self) -> str:
+        """Whose weights predict."""
+        return self.run.used
+
+    def use(self, end: str) -> FitResult:
+        """Predict with the weights of ``last`` or ``best_val`` from now on; returns itself."""
+        self.run.use(end)
+        return self
+
+    def predict_proba(self, images: Any) -> Any:
+        """Probabilities ``(n, C)`` of images in any form that :func:`fit` takes, or of an ``ImageData``.
+
+        A tensor gives a tensor on the CPU, anything else an array.
+
+        Raises:
+            UserError: images of another shape than those that were trained on.
+        """
+        probability = torch.softmax(self._logits(images), 1).cpu()
+        return probability if isinstance(images, Tensor) else probability.numpy()
+
+    def predict(self, images: Any) -> Any:
+        """Classes ``(n,)`` int64, in the form of :meth:`predict_proba`."""
+        classes = self._logits(images).argmax(1).cpu()
+        return classes if isinstance(images, Tensor) else classes.numpy()
+
+    def _logits(self, images: Any) -> Tensor:
+        shape = tuple(self.settings["shape"])
+        if isinstance(images, ImageData):
+            data = images
+        else:
+            pixels, _ = as_images(images)
+            data = ImageData(pixels, torch.zeros(len(pixels), dtype=torch.int64), self.settings["n_classes"])
+        if tuple(data.images.shape[1:]) != shape:
+            found = tuple(data.images.shape[1:])
+            raise UserError(f"The images have shape {found} (channels, height, width); training saw {shape}.")
+        return self.run.logits(data.to(self.run.task.device))
+
+    def evaluate(self, data: Any) -> dict[str, dict[str, float]]:
+        """Accuracy (0 to 1) and cross-entropy of ``last`` and ``best_val`` on labelled images, in any form of `fit`."""
+        loaded = load(data, n_classes=self.settings["n_classes"]) if not isinstance(data, ImageData) else data
+        return self.run.measure(loaded.to(self.run.task.device))
+
+    def save(self, path: str | Path) -> None:
+        """Write weights of both ends, settings, history and clean probabilities to one file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        state = {
+            "identity": {"kind": KIND, "version": recdenoise.__version__},
+            "modules": self.run.denoiser.state_dict(),
+            "ends": self.run.ends,
+            "used": self.used,
+            "settings": self.settings,
+            "history": self.history,
+            "measured": self.measured,
+            "clean_probability": torch.from_numpy(self.clean_probability),
+            "rows": [torch.from_numpy(rows) for rows in self.rows],
+        }
+        checkpoint.save(Path(path), state)
+
+    @staticmethod
+    def load(path: str | Path, model: nn.Module | None = None, device: str | None = None) -> FitResult:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            model: the same architecture as was trained, where that was no network of :mod:`vision.networks`.
+            device: where to predict; ``None`` takes a GPU where there is one.
+
+        Raises:
+            UserError: not such a file, or a model that its weights do not fit.
+        """
+        path = Path(path)
+        state = checkpoint.load(path)
+        if state["identity"].get("kind") != KIND:
+            raise UserError(f"{path} is no result of vision.fit.")
+        settings = state["settings"]
+        run = rebuild(settings, model, device, path)
+        checkpoint.load_modules(path, run.denoiser.load_state_dict, state["modules"])
+        run.ends, run.history = state["ends"], state["history"]
+        run.use(state["used"])
+        rows = (state["rows"][0].numpy(), state["rows"][1].numpy())
+        return FitResult(run, settings, state["clean_probability"].numpy(), rows, state["measured"], state["history"])
+
+
+def fit(
+    model: Model,
+    train: Any,
+    *,
+    method: str | Mapping[str, Any] = "deca_p",
+    valid: Any = 0.2,
+    test: Any = None,
+    clean: Any = None,
+    seed: int = 0,
+    checkpoint_path: str | Path | None = None,
+    probe: bool = False,
+    observer: Observer | None = None,
+    **options: Any,
+) -> FitResult:
+    """Train ``model`` through ``method`` on images whose labels are partly wrong.
+
+    Args:
+        model: a name of :mod:`vision.networks`, any ``nn.Module`` that returns logits ``(n, C)`` (a copy is trained,
+            from the weights it has), or a function that builds one.
+        train: ``(images, labels)`` arrays or tensors, an ``.npz`` file, an image folder, a torch or torchvision data
+            set, or an :class:`vision.data.ImageData`.
+        method: a name, or a mapping of a name and options, such as ``{"name": "deca_p", "c_1": 10}``.
+        valid: share or number of ``train``'s images that choose the epoch, by their given labels; or images of their
+            own, in any form of ``train``; 0 for none, which keeps the last epoch.
+        test: images with trusted labels, measured at the end and never used to choose.
+        clean: images with trusted labels, for methods that learn from some.
+        seed: everything random follows from it.
+        checkpoint_path: saved to while training, and gone on from where it is there.
+        probe: also measure ``test`` after every epoch.
+        observer: told about progress, for example :class:`vision.progress.Progress`.
+        options: fields of :class:`vision.options.TrainOptions`: epochs, batch_size, lr, ...
+
+    Returns:
+        The trained classifier.
+
+    Raises:
+        UserError: anything that cannot work, before training begins.
+        TrainingError: a loss that is not finite.
+
+    Example:
+        >>> result = vision.fit("resnet20", (images, labels), method="deca_p", epochs=30)  # doctest: +SKIP
+        >>> result.predict(new_images), result.clean_probability  # doctest: +SKIP
+    """
+    chosen, config = methods.parse(method)
+    check_names(options, set(chosen.Config.__dataclass_fields__), chosen.name)
+    train_options = read_train_options(options)
+    whole = load_set(train, "train")
+    n_classes, shape = whole.n_classes, tuple(whole.images.shape[1:])
+    separate = not isinstance(valid, int | float)
+    if separate:
+        rows = (np.arange(len(whole)), np.arange(0))
+    else:
+        divided = split(len(whole), whole.labels, valid, seed)
+        rows = (divided[0].numpy(), divided[1].numpy())
+    device = train_options.torch_device()
+    given = {"valid": valid if separate else None, "test": test, "clean": clean}
+    held = {name: load_set(data, name, whole) for name, data in given.items() if data is not None}
+    if not separate and len(rows[1]):
+        held["valid"] = whole.subset(torch.from_numpy(rows[1]))
+    learned = whole.subset(torch.from_numpy(rows[0])) if len(rows[1]) else whole
+    mean, std = learned.statistics()
+    settings: dict[str, Any] = {
+        "model": model if isinstance(model, str) else None,
+        "method": {"name": chosen.name, **config.to_dict()},
+        "options": train_options.to_dict(),
+        "seed": seed,
+        "n_classes": n_classes,
+        "n_rows": len(learned),
+        "shape": list(shape),
+        "mean": list(mean),
+        "std": list(std),
+        "class_names": None if whole.class_names is None else list(whole.class_names),
+    }
+    on_device = {name: data.to(device) for name, data in held.items()}
+    sources = {"clean": on_device["clean"]} if clean is not None else {}
+    sets = Sets(learned.to(device), on_device.get("valid"), on_device.get("test"), sources)
+    run = Run(model, chosen, config, train_options, sets, augmentation(settings), seed)
+    path = None if checkpoint_path is None else Path(checkpoint_path)
+    identity = {"settings": settings, "labels": fingerprint(whole.labels)}
+    loop = run.loop(checkpoint_path=path, identity=identity, observer=observer, probe=probe)
+    loop.resume()
+    history = run.train(loop)
+    measured = {name: run.measure(on_device[name]) for name in ("valid", "test") if name in on_device}
+    return FitResult(run, settings, in_order(run, rows), rows, measured, history)
+
+
+def load_set(data: Any, name: str, like: ImageData | None = None) -> ImageData:
+    """A data set in any form, with the classes and the image shape of ``like``. Raises ``UserError``."""
+    n_classes = None if like is None else like.n_classes
+    loaded = data if isinstance(data, ImageData) else load(data, n_classes=n_classes)
+    if like is not None and loaded.images.shape[1:] != like.images.shape[1:]:
+        raise UserError(
+            f"The images of {name} have shape {tuple(loaded.images.shape[1:])} (channels, height, width); those to "
+            f"train on have {tuple(like.images.shape[1:])}."
+        )
+    if like is not None and loaded.n_classes != like.n_classes:
+        raise UserError(f"The set {name} has {loaded.n_classes} classes; the one to train on has {like.n_classes}.")
+    return loaded
+
+
+def in_order(run: Run, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The clean probability of training and validation rows, in the order in which they were given."""
+    train, valid = run.clean_probability()
+    out = np.empty(len(rows[0]) + len(rows[1]), dtype=np.float32)
+    out[rows[0]] = train.numpy()
+    if len(rows[1]) and valid is not None:
+        out[rows[1]] = valid.numpy()
+    return out
+
+
+def augmentation(settings: Mapping[str, Any]) -> Augment:
+    """What the settings say about crops, flips and the like."""
+    options = settings["options"]
+    pad = options["crop_pad"]
+    return Augment(
+        tuple(settings["mean"]),
+        tuple(settings["std"]),
+        crop_pad=settings["shape"][1] // 8 if pad is None else pad,
+        flip=options["flip"],
+        cutout=options["cutout"],
+        policy=options["policy"],
+    )
+
+
+def rebuild(settings: Mapping[str, Any], model: nn.Module | None, device: str | None, path: Path) -> Run:
+    """An untrained run of the shape that ``settings`` describe, over images that are not there."""
+    named = settings["model"]
+    if named is None and model is None:
+        raise UserError(
+            f"{path} holds the weights of a model of your own: load it with model=..., the same architecture."
+        )
+    method, config = methods.parse(settings["method"])
+    options = read_train_options({**settings["options"], "device": device, "compile": False, "batch_size": 1})
+    n, n_classes = settings["n_rows"], settings["n_classes"]
+    # One blank image stands for all: nothing but the number of rows is asked of them.
+    images = torch.zeros((1, *settings["shape"]), dtype=torch.uint8, device=options.torch_device())
+    blank = ImageData(images.expand(n, *settings["shape"]), torch.zeros(n, dtype=torch.int64), n_classes)
+    sources = dict.fromkeys(method.needs, blank)
+    sets = Sets(blank, blank, None, sources)
+    return Run(named or model, method, config, options, sets, augmentation(settings), settings["seed"])  # type: ignore[arg-type]
+
+
+def check_names(options: Mapping[str, Any], of_method: set[str], method: str) -> None:
+    """Say where an option of the method belongs, if it was given as one of the run's. Raises ``UserError``."""
+    misplaced = sorted(name for name in options if name in of_method and name not in NAMES)
+    if misplaced:
+        name = misplaced[0]
+        raise UserError(
+            f"{name} is an option of the method: method={{'name': {method!r}, {name!r}: {options[name]!r}}}."
+        )
+
+
+def fingerprint(labels: Tensor) -> str:
+    """A short text that changes with any label."""
+    return hashlib.blake2b(labels.cpu().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+__all__ = ["ENDS", "FitResult", "fit"]

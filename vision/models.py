@@ -1,0 +1,80 @@
+"""Networks from whatever a user names: a name of ours, a function that builds one, or a module at hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import nn
+
+from recdenoise.errors import UserError
+from recdenoise.resets import redraws
+from vision.embedding import head_name
+
+Model = str | nn.Module | Callable[[], nn.Module]
+"""What :func:`vision.fit` trains."""
+
+
+class Builder:
+    """Builds the members of a method: copies of one network with weights of their own.
+
+    Member 0 of a module at hand is a copy of it, weights and all; further members have their weights drawn anew, or,
+    where it is ``pretrained``, only those of the last layer.
+
+    Args:
+        model: a name of :mod:`vision.networks`, a function without arguments, or a module.
+        n_classes: outputs.
+        in_channels: of the images, for a name.
+        pretrained: whether the weights of a module at hand, or of what the function returns, are worth keeping.
+
+    Raises:
+        UserError: an unknown name, or something that is no model.
+    """
+
+    def __init__(self, model: Model, n_classes: int, in_channels: int, pretrained: bool = False) -> None:
+        self.model, self.n_classes, self.in_channels, self.pretrained = model, n_classes, in_channels, pretrained
+        if not isinstance(model, str | nn.Module) and not callable(model):
+            raise UserError(
+                f"The model is {model!r}; it must be a network's name, a torch.nn.Module or a function that builds one."
+            )
+        if isinstance(model, str):
+            from vision import networks
+
+            networks.build(model, n_classes, in_channels)
+
+    @property
+    def name(self) -> str:
+        """What the model is called in results."""
+        if isinstance(self.model, str):
+            return self.model
+        return type(self.model).__name__ if isinstance(self.model, nn.Module) else self.model.__name__
+
+    def __call__(self, member: int) -> nn.Module:
+        """A member, drawn from the global generator where something is drawn."""
+        if isinstance(self.model, str):
+            from vision import networks
+
+            return networks.build(self.model, self.n_classes, self.in_channels)
+        if isinstance(self.model, nn.Module):
+            model = copy.deepcopy(self.model)
+            if member and not self.pretrained:
+                self._redraw(model, "The model")
+        else:
+            model = self.model()
+            if not isinstance(model, nn.Module):
+                raise UserError(f"The function {self.name} returned {type(model).__name__}, not a torch.nn.Module.")
+        if member and self.pretrained:
+            head = head_name(model, self.n_classes)
+            if head is None:
+                raise UserError(f"{self.name} has no nn.Linear with {self.n_classes} outputs to draw anew.")
+            self._redraw(model.get_submodule(head), "The last layer")
+        return model
+
+    @staticmethod
+    def _redraw(model: nn.Module, what: str) -> None:
+        try:
+            parts = list(redraws(model, what))
+        except UserError as error:
+            raise UserError(f"{error} Give a function that builds the model in place of the model itself.") from error
+        for part in parts:
+            part()

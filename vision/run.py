@@ -1,0 +1,208 @@
+"""A run: data, networks and method put together, trained by the one loop, measured at both ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recdenoise import objectives
+from recdenoise.denoisers import Denoiser, DenoiserConfig
+from recdenoise.errors import TrainingError, UserError
+from recdenoise.loop import Loop
+from recdenoise.observer import Observer
+from recdenoise.selection import Weights, copy_weights, load_weights
+from vision.evaluation import Held, measure
+from vision.models import Builder, Model
+from vision.options import TrainOptions
+from vision.task import Augmentation, Images, ImageTask
+
+ENDS = ("last", "best_val")
+"""Of a run: the weights of the last epoch, and those that validation chose."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Data sets of a run, on the device.
+
+    Attributes:
+        train: with the labels to learn from.
+        valid: chooses an epoch, or ``None``.
+        test: measured at the end; never used to choose.
+        sources: further sets that methods need, by name: ``clean``, ``context``.
+    """
+
+    train: Images
+    valid: Images | None = None
+    test: Images | None = None
+    sources: Mapping[str, Images] | None = None
+
+
+class Run:
+    """One training.
+
+    Args:
+        model: what to train.
+        method, config: how.
+        options: of the run.
+        sets: what on.
+        augment: from uint8 to normalised floats.
+        seed: everything random follows from it.
+
+    Raises:
+        UserError: anything that cannot work together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        method: type[Denoiser],
+        config: DenoiserConfig,
+        options: TrainOptions,
+        sets: Sets,
+        augment: Augmentation,
+        seed: int,
+    ) -> None:
+        check_method(method, config, sets)
+        self.method, self.config, self.options, self.sets, self.seed = method, config, options, sets, seed
+        shape = tuple(sets.train.images.shape[1:])
+        device = options.torch_device()
+        channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
+        self.builder = Builder(model, sets.train.n_classes, shape[0], options.pretrained)
+        self.task = ImageTask(
+            sets.train,
+            new_model=self.builder,
+            augment=augment,
+            seed=seed,
+            batch_size=options.batch_size,
+            device=device,
+            sources=sets.sources,
+            precision=options.precision,
+            channels_last=channels_last,
+            compiled=options.compile,
+            embedding=options.embedding,
+        )
+        self.denoiser = method(self.task, config).to(device).eval()
+        self.ends: dict[str, Weights] = {}
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def watched(self) -> nn.Module:
+        """The network that the run is for."""
+        return self.denoiser.module(self.denoiser.stages()[-1].watch)
+
+    def loop(
+        self,
+        *,
+        checkpoint_path: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        observer: Observer | None = None,
+        probe: bool = False,
+    ) -> Loop:
+        """The loop of this run; ``probe`` records the test set's values after every epoch."""
+        sets = self.sets
+        validate = None if sets.valid is None else Held(self.task, sets.valid)
+        return Loop(
+            self.denoiser,
+            self.task,
+            self.options.loop(self.seed, validates=validate is not None),
+            validate=validate,
+            probe=Held(self.task, sets.test) if probe and sets.test is not None else None,
+            checkpoint_path=checkpoint_path,
+            identity=identity,
+            observer=observer,
+            log_values=set() if validate is None else {"accuracy", "loss"},
+        )
+
+    def train(self, loop: Loop) -> list[dict[str, Any]]:
+        """Train to the end, keep both ends, and put the wanted one into the networks.
+
+        Raises:
+            TrainingError: a loss that is not finite, or a GPU without memory.
+            KeyboardInterrupt: after a checkpoint was saved.
+        """
+        with deterministic(self.options.deterministic), memory_errors(self.options.batch_size):
+            self.history = loop.run()
+        trained = {name: self.denoiser.module(name) for name in loop.stages[-1].train}
+        best = copy_weights(trained)
+        self.ends = {"best_val": best, "last": loop.last_weights or best}
+        self.use(self.options.keep)
+        return self.history
+
+    def use(self, end: str) -> None:
+        """Put the weights of ``last`` or ``best_val`` into the networks."""
+        if end not in ENDS:
+            raise UserError(f"The weights are {end!r}; they must be one of {', '.join(ENDS)}.")
+        weights = self.ends[end]
+        load_weights({name: self.denoiser.module(name) for name in weights}, weights)
+        self.denoiser.eval()
+        self.used = end
+
+    def logits(self, data: Images) -> Tensor:
+        """``(N, C)`` on the device."""
+        self.denoiser.eval()
+        with memory_errors(self.options.batch_size):
+            return self.task.scan_data(data, self.denoiser.score)
+
+    def measure(self, data: Images) -> dict[str, dict[str, float]]:
+        """``{"last": {"accuracy", "loss"}, "best_val": {...}}`` against the labels of ``data``."""
+        found, used = {}, self.used
+        for end in ENDS:
+            self.use(end)
+            found[end] = measure(self.logits(data), data.labels.to(self.task.device))
+        self.use(used)
+        return found
+
+    def clean_probability(self) -> tuple[Tensor, Tensor | None]:
+        """P(label is right) of the training and of the validation rows, on the CPU.
+
+        The method answers for the rows it trained on; a held-out row gets the probability that its label has (Eq. 11).
+        """
+        self.denoiser.eval()
+        with torch.no_grad():
+            train = self.denoiser.clean_probability().float().cpu()
+        if self.sets.valid is None:
+            return train, None
+        labels = self.sets.valid.labels.to(self.task.device)
+        return train, objectives.observed_probability(self.logits(self.sets.valid), labels).float().cpu()
+
+
+def check_method(method: type[Denoiser], config: DenoiserConfig, sets: Sets) -> None:
+    """Refuse a method that lacks what it needs. Raises ``UserError``."""
+    for need in method.needs:
+        if need not in (sets.sources or {}):
+            raise UserError(f"{method.name} needs a {need} set: give {need}=(images, labels).")
+    if config.compat != "none":
+        raise UserError(f"Option 'compat' is {config.compat!r}; only recommenders have published code to follow.")
+    if sets.valid is None and getattr(config, "prior_selector", "last") != "last":
+        raise UserError(
+            f"{method.name} stops its prior by validation {config.prior_selector}: "  # type: ignore[attr-defined]
+            "hold some images out (valid=0.2), or say prior_selector: last."
+        )
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside the block torch refuses what may differ from run to run, where that is ``wanted``."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """A GPU that runs out of memory becomes a sentence that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The GPU has no memory left at batch_size {batch_size}: lower batch_size, or set precision to bf16."
+        ) from error

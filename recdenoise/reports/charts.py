@@ -111,6 +111,20 @@ def write_png(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
             figure.savefig(file, dpi=140, format="png", metadata={"Software": None})
 
 
+def legend_below(axes: Any, columns: int) -> None:
+    """The legend under the axis' name, at a distance that does not depend on the axes' height."""
+    from matplotlib.transforms import ScaledTranslation
+
+    inches = ScaledTranslation(0, -0.42, axes.figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.45, 0.0),
+        bbox_transform=axes.transAxes + inches,
+        borderaxespad=0,
+        ncols=columns,
+    )
+
+
 MARKS = {"paper": "D", "public code": "X", "clean run": "|"}
 
 
@@ -164,10 +178,9 @@ def bars(
         axes.grid(axis="x")
         axes.set_title(title)
         if marks and any(n is not None for numbers in marks.values() for n in numbers):
-            axes.legend(loc="upper center", bbox_to_anchor=(0.45, below), ncols=3, handletextpad=0.2)
+            legend_below(axes, 3)
 
     height = 1.25 + 0.24 * len(labels)
-    below = -0.45 / (height - 0.95)  # of the axes' height: under the axis' name
     told = "; ".join(f"{label} {v[0]:.4f}" for label, v in zip(labels, values, strict=True) if v is not None)
     return Panel(draw, f"{title}, {unit}: {told}", height=height)
 
@@ -200,13 +213,12 @@ def grouped_bars(
         axes.set_xlabel(unit)
         axes.grid(axis="x")
         axes.set_title(title)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.4, below), ncols=2)
+        legend_below(axes, 2)
 
     told = "; ".join(
         f"{label}, {name} {v[0]:.4f}" for name, vs in groups.items() for label, v in zip(labels, vs, strict=True) if v
     )
     height = 1.25 + 0.36 * len(labels)
-    below = -0.45 / (height - 0.95)
     return Panel(draw, f"{title}, {unit}: {told}", height=height)
 
 
@@ -241,11 +253,12 @@ def lines(
         axes.set_title(title)
         axes.grid()
         if bottom is not None:
+            axes.margins(y=0.1)
             axes.set_ylim(bottom=bottom)
         if len(ticks):
             axes.set_xticks(list(ticks))
         if len(curves) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=min(3, len(curves)))
+            legend_below(axes, min(3, len(curves)))
 
     ends = "; ".join(f"{c.label} from {c.y[0]:.4f} to {c.y[-1]:.4f}" for c in curves if len(c.y))
     return Panel(draw, f"{title}, {y} over {x}: {ends}", height=2.9 + 0.2 * math.ceil(len(curves) / 3))

@@ -156,3 +156,25 @@ class Page:
         )
         body = "\n".join(self.parts)
         return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def page_of(text: str) -> Page:
+    """A report's Markdown as a page: headings, paragraphs, lists, pictures left out, tables. Raises nothing."""
+    lines = text.splitlines()
+    title = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "Report")
+    page = Page(title)
+    for block in re.split(r"\n\s*\n", text.strip()):
+        inner = block.splitlines()
+        level = len(block) - len(block.lstrip("#"))
+        if level and len(inner) == 1:
+            page.heading(block.lstrip("# "), level)
+        elif inner[0].startswith("|"):
+            rows = [[entry.strip() for entry in line.strip("|").split(" | ")] for line in inner]
+            left = sum(not mark.endswith(":") for mark in inner[1].strip("|").split("|"))
+            page.table(rows[0], rows[2:], left, wrapped=[i for i, name in enumerate(rows[0]) if name == "chosen"])
+        elif all(line.startswith("- ") for line in inner):
+            page.bullets(inner)
+        elif not block.startswith("!["):
+            for line in block.split("  \n"):
+                page.paragraph(" ".join(line.split()))
+    return page

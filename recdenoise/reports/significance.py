@@ -114,7 +114,8 @@ def paired_tests(table: TableSpec, runs: Sequence[Finished]) -> list[PairedTest]
             tests.append(PairedTest(*names, difference, better, worse, len(users[base]), p, p))
         adjusted = holm([test.p for test in tests])
         found += [replace(test, adjusted=value) for test, value in zip(tests, adjusted, strict=True)]
-    return found
+    places = list(dict.fromkeys((test.dataset, test.model) for test in found))
+    return sorted(found, key=lambda test: places.index((test.dataset, test.model)))
 
 
 def tested_metrics(table: TableSpec, dataset: str) -> tuple[str, ...]:

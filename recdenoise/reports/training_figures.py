@@ -57,7 +57,7 @@ def curves(table: TableSpec, runs: Sequence[Finished]) -> Content:
         "The clean test is measured after every epoch of the last stage and only written down: nothing chooses by "
         "it, and it leaves the run as it was. Every epoch is trained, whatever validation says.",
         f"Mean over {seeds} seeds; the band reaches from the lowest to the highest. "
-        "A curve that rises and falls again has learnt the noise.",
+        "A fall after the best epoch is what memorising noise looks like; it may have other causes.",
     ]
     if any("warm" in name for _, _, name in drawn):
         notes.append("Warm users were seen in training; cold users were not: untrained embeddings rank for them.")

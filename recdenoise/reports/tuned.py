@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recdenoise import checkpoint, denoisers
+from recdenoise import denoisers
 from recdenoise.errors import UserError
 from recdenoise.reports.comparison import Numbers
 from recdenoise.reports.grid import FIRST_SEED, KEPT, assignments, published_seconds, to_csv
+from recdenoise.reports.html import page_of
 from recdenoise.reports.markdown import circumstances, markdown_table, short, show
 from recdenoise.reports.significance import holm, mean_users, signed_rank
+from recdenoise.reports.table_report import write_texts
 from recdenoise.reports.tuning import StudySpec
 from recdenoise.reports.workers import Job
 
@@ -259,7 +261,7 @@ def markdown(studies: Sequence[Study], found: Sequence[Contrast], command: Seque
 def write_report(
     specs: Sequence[StudySpec], out: Path, report: Path, command: Sequence[str]
 ) -> tuple[list[Path], list[str]]:
-    """Write ``REPORT.md``, ``REPORT.csv`` and ``REPORT-trials.csv`` from the files under ``out``.
+    """Write ``REPORT.md``, ``REPORT.csv``, ``REPORT-trials.csv`` and ``REPORT.html`` from the files under ``out``.
 
     Returns:
         The files, and :func:`summary`'s lines.
@@ -273,13 +275,8 @@ def write_report(
     base = specs[0].denoiser
     found = contrasts(studies, base)
     texts = {".md": markdown(studies, found, command), ".csv": to_csv(COLUMNS, to_rows(studies, found))}
-    texts["-trials.csv"] = all_trials(studies)
-    paths = []
-    for ending, text in texts.items():
-        path = report.with_name(report.name + ending)
-        checkpoint.write_text(path, text)
-        paths.append(path)
-    return paths, summary(found, denoisers.get(base).title)
+    texts |= {"-trials.csv": all_trials(studies), ".html": page_of(texts[".md"]).render()}
+    return write_texts(report, texts), summary(found, denoisers.get(base).title)
 
 
 def all_trials(studies: Sequence[Study]) -> str:

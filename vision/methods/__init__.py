@@ -9,6 +9,10 @@ from recdenoise.denoisers.itlm import ITLM
 from recdenoise.denoisers.normal import Normal
 from recdenoise.denoisers.r_ce import RCE
 from recdenoise.denoisers.t_ce import TCE
+from vision.methods.elr import ELR
+from vision.methods.gce import GCE
+from vision.methods.mae import MAE
+from vision.methods.mixup import Mixup
 
 METHODS = Registry(
     "method",
@@ -19,6 +23,10 @@ METHODS = Registry(
         RCE,
         ITLM,
         DeCAPClasses,
+        MAE,
+        GCE,
+        ELR,
+        Mixup,
     ),
 )
 

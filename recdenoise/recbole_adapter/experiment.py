@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,7 @@ from torch import Tensor
 
 import recdenoise
 from recdenoise import checkpoint, ranking, seeds
-from recdenoise.denoisers import Clock, Denoiser, Stage
+from recdenoise.denoisers import Denoiser
 from recdenoise.errors import UserError
 from recdenoise.loop import Loop, Observer
 from recdenoise.ranking import RankingResult
@@ -32,6 +26,7 @@ from recdenoise.recbole_adapter.settings import Settings, read_settings
 from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.recbole_adapter.trainer import model_builder, pointwise_note
 from recdenoise.recbole_adapter.validation import PairValidation
+from recdenoise.run_files import RunFiles, check_out, versions
 from recdenoise.selection import LOSSES
 
 METRICS = ("recall", "ndcg")
@@ -156,30 +151,6 @@ def prepare(settings: Settings) -> Run:
     return Run(settings, data, task, denoiser, validation, time.perf_counter() - started)
 
 
-class RunFiles(Observer):
-    """Keeps ``metrics.csv`` whole after every epoch and hands everything on to another observer."""
-
-    def __init__(self, folder: Path, inner: Observer, history: list[dict[str, Any]]) -> None:
-        self.path, self.inner = folder / "metrics.csv", inner
-        self.rows = list(history)
-
-    def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
-        self.inner.on_stage(stage, epochs, steps_per_epoch, first_epoch)
-
-    def on_step(self, clock: Clock, loss: Tensor) -> None:
-        self.inner.on_step(clock, loss)
-
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        columns = list(dict.fromkeys(key for r in self.rows for key in r))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        checkpoint.write_text(self.path, text.getvalue())
-        self.inner.on_epoch(row)
-
-
 def train(settings: Settings, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
     """Train and test; writes ``config.yaml``, ``metrics.csv``, ``checkpoint.pt``, ``model.pt`` and ``result.json``.
 
@@ -232,22 +203,6 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
     return result
 
 
-def check_out(out: Path, resume: bool) -> None:
-    """Refuse a folder that cannot take a run, before any work is done for it.
-
-    Raises:
-        UserError: it holds a run and ``resume`` is off, or it cannot be written.
-    """
-    if not resume and any((out / name).exists() for name in ("checkpoint.pt", "result.json")):
-        raise UserError(f"{out} holds a run already; add --resume to go on with it, or choose another --out.")
-    is_new = not out.exists()
-    checkpoint.write_text(out / ".writable", "")
-    (out / ".writable").unlink(missing_ok=True)
-    if is_new:
-        with contextlib.suppress(OSError):  # somebody else uses it already
-            out.rmdir()
-
-
 def read_record(out: Path) -> dict[str, Any] | None:
     """What a finished run's ``result.json`` holds, or ``None`` where it is missing or broken."""
     try:
@@ -286,23 +241,12 @@ def finish(run: Run, history: list[dict[str, Any]], out: Path | None) -> RunResu
             stage: sum(r["stage"] == stage for r in history) for stage in dict.fromkeys(r["stage"] for r in history)
         },
         "parameters": sum(p.numel() for p in watched.parameters()),
-        "versions": versions(),
+        "versions": versions(("torch", "numpy", "scipy", "recbole")),
         "device": str(run.task.device),
     }
     if run.tests_like_the_published_code:
         record["test_masked"] = run.evaluate(masked=True).mean
     return RunResult(out, test, record)
-
-
-def versions() -> dict[str, str]:
-    """Of everything that can change a number."""
-    found = {"recdenoise": recdenoise.__version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "scipy", "recbole"):
-        try:
-            found[package] = installed(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def load(folder: Path) -> Run:

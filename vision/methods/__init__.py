@@ -9,8 +9,11 @@ from recdenoise.denoisers.itlm import ITLM
 from recdenoise.denoisers.normal import Normal
 from recdenoise.denoisers.r_ce import RCE
 from recdenoise.denoisers.t_ce import TCE
+from vision.methods.cdr import CDR
+from vision.methods.co_teaching import CoTeaching
 from vision.methods.elr import ELR
 from vision.methods.gce import GCE
+from vision.methods.jocor import JoCoR
 from vision.methods.mae import MAE
 from vision.methods.mixup import Mixup
 
@@ -27,6 +30,9 @@ METHODS = Registry(
         GCE,
         ELR,
         Mixup,
+        CoTeaching,
+        JoCoR,
+        CDR,
     ),
 )
 

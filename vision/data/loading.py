@@ -1,0 +1,242 @@
+"""One call from whatever a user has to :class:`ImageData`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_recipes import RecipeError
+from data_recipes.images_files import arrays
+from recdenoise.errors import UserError, unknown_name
+from vision.data import named
+from vision.data.arrays import Layout, as_images, as_labels, count_classes
+from vision.data.folders import DEFAULT_MEMORY, from_paths, load_folder
+from vision.data.images import ImageData
+
+_IMAGE_KEYS = ("images", "x", "X", "data")
+_LABEL_KEYS = ("labels", "y", "targets", "label")
+
+
+def load(
+    source: Any,
+    *,
+    split: str = "train",
+    root: str | Path | None = None,
+    n_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+    true_labels: Any = None,
+    layout: Layout | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    skip_unreadable: bool = False,
+    memory: int = DEFAULT_MEMORY,
+    workers: int = 0,
+    download: bool = True,
+) -> ImageData:
+    """Read labelled images.
+
+    Args:
+        source: one of
+
+            - ``(images, labels)``, arrays or tensors: uint8 or floats of 0 to 1, ``(N, H, W)``, ``(N, H, W, C)`` or
+              ``(N, C, H, W)``; or a mapping with ``images`` and ``labels``, and perhaps ``true_labels``;
+            - the path of an ``.npz`` with these arrays (``x_train``, ``y_train`` and so on also do);
+            - a folder with one folder of image files a class, perhaps under ``train`` and ``test``;
+            - a torch or torchvision data set of ``(image, label)`` pairs;
+            - a name, see :func:`vision.data.named.names`.
+        split: which part of a named set, of an ``.npz`` with several, or of a folder.
+        root: where named sets are looked for, built and downloaded to.
+        n_classes: number of classes; ``None`` takes the highest label plus 1.
+        class_names: one a class.
+        true_labels: ``(N,)`` labels known to be right, where ``labels`` are noisy.
+        layout: ``"NHWC"`` or ``"NCHW"`` where the shape leaves it open.
+        image_size: side, or height and width, that the images of a folder are brought to: the shorter side is scaled,
+            the middle is cut out. Needed where they differ in size.
+        skip_unreadable: leave out broken image files, with a note, instead of refusing the folder.
+        memory: bytes of decoded images up to which a folder is read once; a larger one is read as it is needed.
+        workers: processes that decode ahead where a folder is read as it is needed.
+        download: whether a named set may be downloaded.
+
+    Raises:
+        UserError: whatever is wrong with the source, in one sentence.
+    """
+    options = {"image_size": image_size, "skip_unreadable": skip_unreadable, "memory": memory, "workers": workers}
+    given: dict[str, Any] = {"n_classes": n_classes, "class_names": class_names, "true_labels": true_labels}
+    if isinstance(source, ImageData):
+        return source
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        name = named.canonical(text) if isinstance(text, str) else None
+        if name is not None:
+            return _agreed(named.load_named(name, split, root, download), **given)
+        path = Path(text)
+        if path.is_dir():
+            data = load_folder(path, split, **options)  # type: ignore[arg-type]
+            return _agreed(data, **given)
+        if path.is_file():
+            return _npz(path, split, layout, given)
+        if isinstance(source, str) and os.sep not in text and not path.suffix:
+            raise unknown_name("data set (and no file or folder either)", text, named.names())
+        raise UserError(f"There is no file or folder {path}.")
+    if isinstance(source, Mapping):
+        return _mapping(source, "the mapping", layout, given)
+    if isinstance(source, tuple | list) and len(source) == 2:
+        return from_arrays(*source, layout=layout, **given)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Tensor | tuple | list):
+        return _dataset(source, layout, given, options)
+    raise UserError(
+        f"Images cannot be read from {type(source).__name__}: give (images, labels), the path of an .npz or a folder, "
+        "a torch data set or a name."
+    )
+
+
+def from_arrays(
+    images: Any,
+    labels: Any,
+    *,
+    n_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+    true_labels: Any = None,
+    layout: Layout | None = None,
+    name: str = "",
+) -> ImageData:
+    """Images and labels in memory; see :func:`load`. Raises ``UserError``."""
+    if labels is None:
+        raise UserError("There are no labels: give (images, labels).")
+    pixels, notes = as_images(images, layout)
+    observed = as_labels(labels)
+    if len(observed) != len(pixels):
+        raise UserError(f"There are {len(observed)} labels for {len(pixels)} images; give one for each image.")
+    if n_classes is None and class_names is not None:
+        n_classes = len(class_names)
+    count, more = count_classes(observed, n_classes)
+    if len(observed.unique()) == 1:
+        raise UserError(
+            f"All {len(observed)} labels are {int(observed[0])}; training needs images of at least two classes."
+        )
+    true = None if true_labels is None else as_labels(true_labels, "true labels").to(pixels.device)
+    names = None if class_names is None else tuple(str(each) for each in class_names)
+    return ImageData(pixels, observed.to(pixels.device), count, names, true, name, (*notes, *more))
+
+
+def _agreed(data: ImageData, n_classes: int | None, class_names: tuple[str, ...] | None, true_labels: Any) -> ImageData:
+    """``data`` with what the caller knows of it besides."""
+    true = data.true_labels if true_labels is None else as_labels(true_labels, "true labels")
+    names = data.class_names if class_names is None else tuple(class_names)
+    if n_classes is not None and names is not None and class_names is None and len(names) != n_classes:
+        raise UserError(f"{data.name or 'The data'} has {data.n_classes} classes, not {n_classes}.")
+    return ImageData(data.images, data.labels, n_classes or data.n_classes, names, true, data.name, data.notes)
+
+
+def _pick(found: Mapping[str, Any], keys: tuple[str, ...], split: str) -> Any:
+    for key in (*keys, *(f"{key}_{split}" for key in keys), *(f"{split}_{key}" for key in keys)):
+        if key in found:
+            return found[key]
+    return None
+
+
+def _mapping(
+    found: Mapping[str, Any], where: str, layout: Layout | None, given: dict[str, Any], split: str = "train"
+) -> ImageData:
+    images, labels = _pick(found, _IMAGE_KEYS, split), _pick(found, _LABEL_KEYS, split)
+    if images is None or labels is None:
+        lacks = "images" if images is None else "labels"
+        raise UserError(
+            f"{where} has no {lacks}: it needs the arrays images and labels; it has "
+            f"{', '.join(sorted(str(key) for key in found)) or 'none'}."
+        )
+    if given["true_labels"] is None:
+        given = {**given, "true_labels": _pick(found, ("true_labels", "clean_labels"), split)}
+    if given["n_classes"] is None and "n_classes" in found:
+        given = {**given, "n_classes": int(found["n_classes"])}
+    if given["class_names"] is None and "class_names" in found:
+        given = {**given, "class_names": tuple(str(each) for each in found["class_names"])}
+    return from_arrays(images, labels, layout=layout, **given)
+
+
+def _npz(path: Path, split: str, layout: Layout | None, given: dict[str, Any]) -> ImageData:
+    try:
+        found = arrays(path)
+    except RecipeError as error:
+        raise UserError(str(error)) from error
+    return _mapping(found, str(path), layout, given, split)
+
+
+def _dataset(source: Any, layout: Layout | None, given: dict[str, Any], options: dict[str, Any]) -> ImageData:
+    """A torch data set: its arrays where it keeps them, else one pass over its items."""
+    from torch.utils.data import Subset, TensorDataset
+
+    if isinstance(source, Subset):
+        whole = {**given, "true_labels": None}
+        data = _dataset(source.dataset, layout, whole, options).subset(torch.as_tensor(source.indices))
+        return _agreed(data, **given)
+    if isinstance(source, TensorDataset):
+        if len(source.tensors) != 2:
+            raise UserError(f"The TensorDataset holds {len(source.tensors)} tensors; it must be images and labels.")
+        return from_arrays(*source.tensors, layout=layout, **given)
+    notes: tuple[str, ...] = ()
+    transform = getattr(source, "transform", None) or getattr(source, "transforms", None)
+    if type(source).__module__.startswith("torchvision.datasets"):
+        if transform is not None:
+            notes = ("The data set's own transforms are not applied; augmentation is chosen for training.",)
+        data = _torchvision(source, layout, given, options)
+    else:
+        if transform is not None:
+            notes = ("The data set's own transforms were applied once, while it was read.",)
+        data = _items(source, layout, given)
+    return ImageData(
+        data.images, data.labels, data.n_classes, data.class_names, data.true_labels, data.name, (*data.notes, *notes)
+    )
+
+
+def _torchvision(source: Any, layout: Layout | None, given: dict[str, Any], options: dict[str, Any]) -> ImageData:
+    labels = getattr(source, "targets", getattr(source, "labels", None))
+    names = tuple(getattr(source, "classes", ())) or None
+    if given["class_names"] is None and names is not None:
+        given = {**given, "class_names": names}
+    if hasattr(source, "samples") and labels is not None:
+        paths = [Path(path) for path, _ in source.samples]
+        return _agreed(from_paths(paths, as_labels(labels), names or (), **options), **given)
+    if hasattr(source, "data") and labels is not None:
+        return from_arrays(source.data, labels, layout=layout, name=type(source).__name__, **given)
+    return _items(source, layout, given)
+
+
+def _items(source: Any, layout: Layout | None, given: dict[str, Any]) -> ImageData:
+    """Every ``(image, label)`` of a data set, read once."""
+    images, labels = [], []
+    for row in range(len(source)):
+        try:
+            image, label = source[row][:2]
+        except (TypeError, ValueError, IndexError) as error:
+            raise UserError(f"Item {row} of {type(source).__name__} is not a pair of image and label.") from error
+        images.append(_pixels(image, row, type(source).__name__))
+        labels.append(int(label) if isinstance(label, Tensor) and label.numel() == 1 else label)
+    shapes = {tuple(image.shape) for image in images}
+    if not images:
+        raise UserError(f"{type(source).__name__} has no items.")
+    if len(shapes) > 1:
+        raise UserError(
+            f"The images of {type(source).__name__} differ in size ({len(shapes)} shapes); resize them to one."
+        )
+    return from_arrays(torch.stack(images), labels, layout=layout or "NCHW", **given)
+
+
+def _pixels(image: Any, row: int, where: str) -> Tensor:
+    """One image as ``(C, H, W)``, uint8 or float."""
+    if type(image).__module__.startswith("PIL."):
+        image = np.array(image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr") else image)
+    try:
+        array = torch.as_tensor(image)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"Item {row} of {where} is {type(image).__name__}, not an image.") from None
+    if array.ndim == 2:
+        return array.unsqueeze(0)
+    if array.ndim == 3 and array.shape[0] not in (1, 3, 4) and array.shape[2] in (1, 3, 4):
+        return array.permute(2, 0, 1)
+    return array

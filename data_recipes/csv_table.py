@@ -155,6 +155,7 @@ def table_folder(
         notes=[*notes, *_notes(options, cut, counts, rating)],
         seed=None if cut.by_time else cut.seed,
     )
+    manifest["clean"] = {"rule": options.clean and options.clean.strip(), "rating": rating}
     return Folder("clean", name, files, manifest)
 
 

@@ -152,25 +152,12 @@ def corrupt(dataset: str, rate: float, kind: str, seed: int, out: Path, protocol
     from recdenoise.cli import one_thread
 
     one_thread()
-    from recdenoise.recbole_adapter.dataset import find_folder
+    from recdenoise.recbole_adapter.dataset import default_protocol, find_folder
 
     noise.check(rate, kind)
-    folder = find_folder(dataset, protocol or only_protocol(dataset))
+    folder = find_folder(dataset, protocol or default_protocol(dataset))
     source = own_data.read_folder(folder)
     show_folder(own_data.corrupted(source, rate=rate, kind=kind, seed=seed, also_valid=also_valid), out)
-
-
-def only_protocol(dataset: str) -> str:
-    """The protocol of a data set that has one alone, else the one that `train` takes by itself."""
-    import data_recipes
-
-    path = Path(dataset)
-    if path.is_dir():
-        manifests = [path / "manifest.json", *path.glob("*/*/manifest.json")]
-        found = {str(data_recipes.load_manifest(m.parent)["protocol"]) for m in manifests if m.is_file()}
-    else:
-        found = set(data_recipes.RECIPES[dataset].protocols) if dataset in data_recipes.RECIPES else set()
-    return found.pop() if len(found) == 1 else "paper"
 
 
 def show_folder(folder: data_recipes.Folder, out: Path) -> None:
@@ -178,6 +165,7 @@ def show_folder(folder: data_recipes.Folder, out: Path) -> None:
     import data_recipes
     from recdenoise import own_data
     from recdenoise.cli import console
+    from recdenoise.recbole_adapter.dataset import default_protocol
     from recdenoise.reports.terminal import plain_table
 
     written = own_data.write(folder, out)
@@ -186,7 +174,8 @@ def show_folder(folder: data_recipes.Folder, out: Path) -> None:
     title = f"{manifest['recipe']}, protocol {manifest['protocol']}"
     screen.print(plain_table(data_recipes.SUMMARY_COLUMNS, data_recipes.summary_rows(manifest), title))
     screen.print(f"note: {manifest['notes'][-1]}", soft_wrap=True)
-    protocol = "" if manifest["protocol"] == "paper" else f" --protocol {manifest['protocol']}"
+    own = manifest["protocol"]
+    protocol = "" if default_protocol(str(out)) == own else f" --protocol {own}"
     screen.print(f"wrote {written}; train on it by --dataset {out}{protocol}", soft_wrap=True)
 
 

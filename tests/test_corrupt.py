@@ -372,4 +372,6 @@ def test_sets_that_cannot_be_corrupted(built: Path, here: Path) -> None:
 def test_the_only_protocol_is_taken_by_itself(built: Path, here: Path) -> None:
     shutil.copytree(built / "clean", here / "data" / "clean")
     printed = output("corrupt", "data", "--rate", "0.2", "--out", "noisy")
-    assert "--dataset noisy --protocol clean" in printed
+    assert "train on it by --dataset noisy\n" in printed
+    corrupt(built, "noisy")
+    assert "by --dataset noisy --protocol clean\n" in output("corrupt", "data", "--rate", "0.2", "--out", "noisy")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import data_recipes
+from data_recipes.clean_rule import read_rule
 from recdenoise import checkpoint, detection
 from recdenoise.errors import UserError
 from recdenoise.own_data import INJECTED, read_inter
@@ -21,16 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recdenoise.recbole_adapter.experiment import Run
-
-COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-RULE = re.compile(r"\s*(?P<column>\w+)\s*(?P<sign>>=|<=|==|!=|>|<)\s*(?P<value>[-+.\deE]+)\s*")
 
 
 @dataclass(frozen=True)
@@ -105,11 +94,12 @@ def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> 
     Args:
         run: any run on a built folder.
         flag: a column that holds 1 for noise and 0 for the rest.
-        clean: a rule such as ``rating >= 5`` that clean rows meet; injected rows are noise whatever they meet.
+        clean: a rule such as ``rating >= 5`` that clean rows meet, see :mod:`data_recipes.clean_rule`; injected rows
+            are noise whatever they meet.
 
     Returns:
-        Without ``flag`` and ``clean``: injected rows where there are some, else rows rated lower than every row of the
-        clean test, else ``None``.
+        Without ``flag`` and ``clean``: injected rows where there are some, else rows that do not meet the rule that
+        the data set was built with, else rows rated lower than every row of the clean test, else ``None``.
 
     Raises:
         UserError: both are given, there is no such column, it holds something else, or a rule that is none.
@@ -120,6 +110,11 @@ def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> 
     columns = train_columns(run)
     if flag is not None:
         return KnownNoise(flagged(columns, flag, path), f"{flag} is 1")
+    rating = str(run.data.config["RATING_FIELD"])
+    built_with = data_recipes.load_manifest(run.data.folder).get("clean") or {}
+    if built_with.get("rating") and rating in columns:
+        # The recipe keeps one column of its table under another name.
+        columns = columns.assign(**{str(built_with["rating"]): columns[rating]})
     if clean is not None:
         noise = ~meets(columns, clean, path)
         if INJECTED in columns:
@@ -127,14 +122,21 @@ def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> 
         return KnownNoise(noise, f"not {clean}")
     if INJECTED in columns:
         return KnownNoise(flagged(columns, INJECTED, path), f"{INJECTED} is 1")
-    rating = str(run.data.config["RATING_FIELD"])
+    rule = built_with.get("rule")
+    if rule and set(read_rule(rule).columns) <= set(columns):
+        return partly(KnownNoise(~meets(columns, rule, path), f"not {rule}"))
     test_path = path.with_name(f"{run.data.name}.clean_test.inter")
     test = read_inter(test_path).rows
     if rating not in columns or rating not in test:
         return None
     least = float(numbers(test, rating, test_path).min())
-    noise = numbers(columns, rating, path) < least
-    return KnownNoise(noise, f"{rating} below {least:g}, the least of the clean test") if noise.any() else None
+    words = f"{rating} below {least:g}, the least of the clean test"
+    return partly(KnownNoise(numbers(columns, rating, path) < least, words))
+
+
+def partly(known: KnownNoise) -> KnownNoise | None:
+    """Nothing where all rows or none are noise: nobody asked for this measure."""
+    return known if 0 < known.flags.sum() < len(known.flags) else None
 
 
 def train_file(run: Run) -> Path:
@@ -187,12 +189,8 @@ def flagged(columns: pd.DataFrame, column: str, path: Path) -> NDArray[np.bool_]
 
 def meets(columns: pd.DataFrame, rule: str, path: Path) -> NDArray[np.bool_]:
     """Which rows meet a rule such as ``rating >= 5``. Raises ``UserError`` as :func:`numbers`, or for no rule."""
-    found = RULE.fullmatch(rule)
     try:
-        value = float(found["value"]) if found else None
-    except ValueError:
-        value = None
-    if found is None or value is None:
-        raise UserError(f"--clean {rule!r} must read COLUMN SIGN NUMBER, for example --clean 'rating >= 5'.")
-    result: NDArray[np.bool_] = COMPARISONS[found["sign"]](numbers(columns, found["column"], path), value)
-    return result
+        read = read_rule(rule)
+    except data_recipes.RecipeError as error:
+        raise UserError(str(error)) from error
+    return read({name: numbers(columns, name, path) for name in read.columns})

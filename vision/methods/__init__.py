@@ -16,6 +16,7 @@ from vision.methods.gce import GCE
 from vision.methods.jocor import JoCoR
 from vision.methods.mae import MAE
 from vision.methods.mixup import Mixup
+from vision.methods.mw_net import MWNet
 
 METHODS = Registry(
     "method",
@@ -33,6 +34,7 @@ METHODS = Registry(
         CoTeaching,
         JoCoR,
         CDR,
+        MWNet,
     ),
 )
 

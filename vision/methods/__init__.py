@@ -11,6 +11,7 @@ from recdenoise.denoisers.r_ce import RCE
 from recdenoise.denoisers.t_ce import TCE
 from vision.methods.cdr import CDR
 from vision.methods.co_teaching import CoTeaching
+from vision.methods.cores import CORES
 from vision.methods.elr import ELR
 from vision.methods.gce import GCE
 from vision.methods.jocor import JoCoR
@@ -31,10 +32,11 @@ METHODS = Registry(
         GCE,
         ELR,
         Mixup,
+        MWNet,
         CoTeaching,
         JoCoR,
         CDR,
-        MWNet,
+        CORES,
     ),
 )
 

@@ -18,6 +18,7 @@ from recdenoise.mistakes import Group
 from recdenoise.own_data_commands import OWN_DATA
 from recdenoise.plugins import load_plugins
 from recdenoise.reports.commands import benchmark, tune
+from vision.cli import vision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -350,6 +351,7 @@ cli.add_command(data)
 cli.add_command(tune)
 for own in OWN_DATA:
     cli.add_command(own)
+cli.add_command(vision)
 
 main: Callable[[], Any] = cli
 

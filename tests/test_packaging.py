@@ -17,7 +17,19 @@ import yaml
 import recdenoise
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "recdenoise", "data_recipes", "tests", "benchmarks")
+SOURCES = (
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "recdenoise",
+    "data_recipes",
+    "vision",
+    "tests",
+    "benchmarks",
+)
+
+PACKAGES = {"recdenoise", "data_recipes", "vision"}
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +54,17 @@ def files(folder: str, pattern: str) -> set[str]:
 
 @pytest.mark.parametrize("pattern", ["*.py", "*.yaml", "*.csv", "py.typed"])
 def test_the_wheel_holds_every_file_of_both_packages(wheel: zipfile.ZipFile, pattern: str) -> None:
-    wanted = files("recdenoise", pattern) | files("data_recipes", pattern)
+    wanted = files("recdenoise", pattern) | files("data_recipes", pattern) | files("vision", pattern)
     assert wanted <= set(wheel.namelist())
     if pattern == "*.yaml":
         assert "recdenoise/presets/ml-100k/GMF/deca_p.yaml" in wanted
     if pattern == "py.typed":
-        assert wanted == {"recdenoise/py.typed", "data_recipes/py.typed"}
+        assert wanted == {f"{package}/py.typed" for package in PACKAGES}
 
 
 def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
-    assert {"recdenoise", "data_recipes"} <= tops
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"recdenoise", "data_recipes"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
 
 
 def test_the_wheel_holds_the_licence(wheel: zipfile.ZipFile) -> None:
@@ -79,13 +90,21 @@ def test_the_command_is_installed_by_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 FLOORS = {
     "recdenoise/objectives.py": 0,
+    "recdenoise/schedules.py": 0,
     "recdenoise/denoisers": 1,
     "recdenoise/sampling.py": 1,
     "recdenoise/ranking.py": 1,
     "recdenoise/loop.py": 2,
     "recdenoise/optimizers.py": 2,
+    "recdenoise/averaging.py": 2,
     "recdenoise/checkpoint.py": 2,
+    "recdenoise/observer.py": 2,
+    "recdenoise/resets.py": 2,
+    "recdenoise/run_files.py": 2,
     "recdenoise/recbole_adapter": 3,
+    "vision": 3,
+    "vision/cli.py": 4,
+    "vision/progress.py": 4,
     "recdenoise/reports": 4,
     "recdenoise/cli.py": 4,
 }
@@ -106,7 +125,7 @@ def imported(path: Path) -> set[str]:
 
 def floor(module: str) -> int | None:
     parts = module.split(".")
-    for length in range(len(parts), 1, -1):
+    for length in range(len(parts), 0, -1):
         stem = "/".join(parts[:length])
         for name in (stem, f"{stem}.py"):
             if name in FLOORS:
@@ -114,14 +133,18 @@ def floor(module: str) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("path", sorted(files("recdenoise", "*.py") | files("data_recipes", "*.py")))
+@pytest.mark.parametrize("path", sorted(path for package in PACKAGES for path in files(package, "*.py")))
 def test_imports_point_down(path: str) -> None:
     modules = imported(ROOT / path)
     roots = {module.partition(".")[0] for module in modules}
     assert "recbole" not in roots or path.startswith("recdenoise/recbole_adapter/")
     assert not roots & {"tests", "benchmarks"}
     if path.startswith("data_recipes/"):
-        assert "recdenoise" not in roots
+        assert not roots & {"recdenoise", "vision"}
+    if path.startswith("vision/"):
+        assert not any(module.startswith("recdenoise.recbole_adapter") for module in modules)
+    if path.startswith("recdenoise/") and path != "recdenoise/cli.py":
+        assert "vision" not in roots
     own = floor(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
     if own is not None:
         above = {module for module in modules if (floor(module) or 0) > own}

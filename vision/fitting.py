@@ -200,9 +200,9 @@ def fit(
         rows = (divided[0].numpy(), divided[1].numpy())
     device = train_options.torch_device()
     given = {"valid": valid if separate else None, "test": test, "clean": clean}
-    held = {name: load_set(data, name, whole) for name, data in given.items() if data is not None}
+    others = {name: load_set(data, name, whole) for name, data in given.items() if data is not None}
     if not separate and len(rows[1]):
-        held["valid"] = whole.subset(torch.from_numpy(rows[1]))
+        others["valid"] = whole.subset(torch.from_numpy(rows[1]))
     learned = whole.subset(torch.from_numpy(rows[0])) if len(rows[1]) else whole
     mean, std = learned.statistics()
     settings: dict[str, Any] = {
@@ -217,7 +217,7 @@ def fit(
         "std": list(std),
         "class_names": None if whole.class_names is None else list(whole.class_names),
     }
-    on_device = {name: data.to(device) for name, data in held.items()}
+    on_device = {name: data.to(device) for name, data in others.items()}
     sources = {"clean": on_device["clean"]} if clean is not None else {}
     sets = Sets(learned.to(device), on_device.get("valid"), on_device.get("test"), sources)
     run = Run(model, chosen, config, train_options, sets, augmentation(settings), seed)
@@ -226,7 +226,7 @@ def fit(
     loop = run.loop(checkpoint_path=path, identity=identity, observer=observer, probe=probe)
     loop.resume()
     history = run.train(loop)
-    measured = {name: run.measure(on_device[name]) for name in ("valid", "test") if name in on_device}
+    measured = {name: run.measure(held) for name, held in on_device.items() if name in ("valid", "test")}
     return FitResult(run, settings, in_order(run, rows), rows, measured, history)
 
 

@@ -1,0 +1,211 @@
+"""``recdenoise vision``: train and measure image classifiers. Heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recdenoise.errors import UserError
+from recdenoise.mistakes import Group
+from recdenoise.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vision.settings import Settings
+
+PLUGIN = click.option(
+    "--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import this first: it registers a method."
+)
+
+
+def console() -> Console:
+    """Where tables and progress go; wide enough for a table when the output is a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def one_thread() -> None:
+    """One torch thread a process unless the user chose, as every command of recdenoise does."""
+    from recdenoise import cli
+
+    cli.one_thread()
+
+
+@click.group(cls=Group)
+def vision() -> None:
+    """Train image classifiers through labels that lie.
+
+    \b
+    recdenoise vision train --dataset fashion-mnist --method deca_p --network resnet32 --noise symmetric:0.4
+    """
+
+
+@vision.command()
+@click.option("--dataset", help="A name (fashion-mnist, cifar10, ...), an .npz file or a folder of images by class.")
+@click.option("--method", default=None, help="`recdenoise vision methods` lists them.  [default: deca_p]")
+@click.option("--network", default=None, help="resnet20, resnet32, preact18, cnn9, mlp, ...  [default: resnet32]")
+@click.option("--noise", default=None, metavar="KIND:RATE", help="Add label noise, for example symmetric:0.4.")
+@click.option("--seed", type=int, default=None, help="Everything random follows from it.  [default: 0]")
+@click.option(
+    "--valid", type=float, default=None, help="Share or number of images that choose the epoch.  [default: 0.2]"
+)
+@click.option(
+    "--clean", type=int, default=None, help="Trusted images for methods that learn from some.  [default: 1000]"
+)
+@click.option("--images", type=int, default=None, help="Use only so many training images.  [default: all]")
+@click.option("--root", default=None, help="Folder of data sets.  [default: $RECDENOISE_DATA/vision, the cache]")
+@click.option("--epochs", type=int, default=None, help="Sweeps over the training set in a stage.  [default: 120]")
+@click.option(
+    "--amp", type=click.Choice(["fp32", "bf16"]), default=None, help="Precision of networks.  [default: fp32]"
+)
+@click.option("--compile", "compiled", is_flag=True, default=None, help="Compile the networks.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One option: lr=0.01, method.c_1=10.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/vision/...]")
+@click.option("--resume", is_flag=False, flag_value="", default=None, metavar="[RUN]", help="Go on with --out or RUN.")
+@click.option("--probe", is_flag=True, help="Record the test accuracy of every epoch; it never chooses.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@PLUGIN
+def train(
+    plugins: tuple[str, ...], resume: str | None, probe: bool, quiet: bool, out: Path | None, **given: Any
+) -> None:
+    """Train a classifier on noisy labels and test it.
+
+    Writes config.yaml, metrics.csv (a row per epoch), checkpoint.pt, model.pt, labels.npz (how likely each label is
+    right) and result.json to the run's folder.
+
+    \b
+    recdenoise vision train --dataset fashion-mnist --method gce --network cnn9 --noise pairflip:0.3 --set method.q=0.5
+    recdenoise vision train --resume runs/vision/x
+    """
+    one_thread()
+    load_plugins(plugins)
+    settings, out = plan(resume, given, out)
+    from vision.experiment import check_out
+    from vision.experiment import train as train_run
+    from vision.progress import Progress
+
+    check_out(out, resume is not None)
+    screen = console()
+    label = f"{settings.network} + {settings.method.title}"
+    observer = Progress(screen, label, settings.options.batch_size, settings.options.torch_device())
+    observer.progress.disable = quiet
+    with observer:
+        result = train_run(settings, out, resume=resume is not None, probe=probe, observer=observer)
+    record = result.record
+    screen.print(accuracy_table(title(settings), record))
+    times = ", ".join(f"{phase} {value:.1f} s" for phase, value in record["seconds"].items())
+    screen.print(f"{settings.method.title}: {result.path}  ({times})", soft_wrap=True)
+
+
+def plan(resume: str | None, given: dict[str, Any], out: Path | None) -> tuple[Settings, Path]:
+    """Settings and folder of the run that a `train` command asks for."""
+    from vision.settings import parse_assignments, read_settings, resolve
+
+    if resume:  # a folder: everything else is in its config.yaml
+        words = {"assignments": "set", "compiled": "compile"}
+        extra = [f"--{words.get(name, name)}" for name, value in given.items() if value not in (None, ())]
+        extra += ["--out"] if out is not None else []
+        if extra:
+            raise UserError(f"--resume {resume} takes its settings from the run; leave out {', '.join(extra)}.")
+        return read_settings(Path(resume)), Path(resume)
+    if not given["dataset"]:
+        raise UserError("train needs --dataset; see recdenoise vision train --help.")
+    run_options, method_options = parse_assignments(given.pop("assignments"))
+    direct = {"epochs": given.pop("epochs"), "precision": given.pop("amp"), "compile": given.pop("compiled")}
+    direct["device"] = given.pop("device")
+    run_options |= {name: value for name, value in direct.items() if value is not None}
+    names = {"dataset": given.pop("dataset"), "method": given.pop("method") or "deca_p"}
+    names["network"] = given.pop("network") or "resnet32"
+    if Path(names["dataset"]).exists():
+        names["dataset"] = str(Path(names["dataset"]).resolve())
+    valid = given.get("valid")
+    if valid is not None and valid >= 1 and valid == int(valid):
+        given["valid"] = int(valid)
+    places = {name: value for name, value in given.items() if value is not None}
+    settings = resolve(**names, run_options=run_options, method_options=method_options, **places)
+    if out is None:
+        noise = (settings.noise or "as-given").replace(":", "-")
+        name = f"{Path(settings.dataset).stem}-{noise}-{settings.network}-{settings.method.name}-{settings.seed}"
+        out = Path("runs") / "vision" / name
+    return settings, out
+
+
+def title(settings: Settings) -> str:
+    """What a table of results is of."""
+    noise = settings.noise or "labels as given"
+    return f"{settings.network} on {Path(settings.dataset).stem}, {noise}, seed {settings.seed}"
+
+
+def accuracy_table(heading: str, record: dict[str, Any]) -> Any:
+    """Accuracy at both ends, in per cent, on every set that was measured."""
+    from rich.table import Table
+
+    table = Table(title=heading, title_justify="left")
+    for column, side in (("accuracy", "left"), ("last", "right"), ("best_val", "right")):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    names = {"test": "test", "valid": "validation (given labels)", "data": "data"}
+    for name in (n for n in names if n in record):
+        cells = [f"{100 * record[name][end]['accuracy']:.2f} %" for end in ("last", "best_val")]
+        table.add_row(names[name], *cells)
+    return table
+
+
+@vision.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--dataset", default=None, help="Other labelled images: a name, an .npz or a folder.  [default: the run's]"
+)
+@click.option("--split", default="test", show_default=True, help="Which part of it: train or test.")
+@click.option("--device", default=None, help="cpu, cuda.  [default: a GPU where there is one]")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the result here.")
+@PLUGIN
+def evaluate(
+    plugins: tuple[str, ...],
+    run: Path,
+    dataset: str | None,
+    split: str,
+    device: str | None,
+    json_path: Path | None,
+) -> None:
+    """Measure a run again, or on other labelled images, at its last and at its best_val weights.
+
+    \b
+    recdenoise vision evaluate runs/vision/x
+    recdenoise vision evaluate runs/vision/x --dataset mine.npz
+    """
+    one_thread()
+    load_plugins(plugins)
+    from recdenoise import checkpoint
+    from vision import data
+    from vision.experiment import load
+    from vision.fitting import load_set
+
+    settings, prepared, loaded = load(run, device)
+    if dataset is None:
+        sets = {"test": loaded.sets.test, "valid": loaded.sets.valid}
+        record: dict[str, Any] = {name: loaded.measure(part) for name, part in sets.items() if part is not None}
+    else:
+        n_classes = prepared.train.n_classes
+        other = load_set(data.load(dataset, split=split, n_classes=n_classes), dataset, prepared.train)
+        record = {"data": loaded.measure(other.to(loaded.task.device))}
+    console().print(accuracy_table(title(settings), record))
+    if json_path is not None:
+        checkpoint.write_json(json_path, record)
+
+
+@vision.command()
+@PLUGIN
+def methods(plugins: tuple[str, ...]) -> None:
+    """List the methods, with their papers."""
+    load_plugins(plugins)
+    from recdenoise.reports.terminal import plain_table
+    from vision import methods as table
+
+    rows = [[n, (m := table.get(n)).title, m.summary, m.paper] for n in table.names()]
+    console().print(plain_table(["name", "method", "what it does", "paper"], rows))

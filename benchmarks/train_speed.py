@@ -17,6 +17,7 @@ import importlib.util
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -197,6 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from recdenoise import checkpoint
 
     machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": _processor(), "threads": 1}
+    print(f"$ python -m benchmarks.train_speed {shlex.join(sys.argv[1:] if arguments is None else arguments)}".rstrip())
+    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load at the start {os.getloadavg()[0]:.1f}")
     print(f"torch {machine['torch']}, Python {machine['python']}, {machine['processor']}, one thread")
     print(choose_adam())
     print(HEADER, flush=True)

@@ -62,7 +62,8 @@ class CORESConfig(DenoiserConfig):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         require(self.sieve_from is None or self.sieve_from >= 0, "sieve_from", self.sieve_from, "zero or more, or null")
         for name in ("sieve_epochs", "unlabelled_batch"):
-            require((getattr(self, name) or 1) >= 1, name, getattr(self, name), "1 or more, or null")
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more, or null")
 
 
 def grown(epoch: int, config: CORESConfig) -> float:

@@ -27,7 +27,7 @@ class TinyImages:
     n_classes: int = CLASSES
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     @staticmethod
     def draw(n: int, noise: float, seed: int) -> TinyImages:

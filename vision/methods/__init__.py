@@ -13,6 +13,7 @@ from vision.methods.cdr import CDR
 from vision.methods.co_teaching import CoTeaching
 from vision.methods.cores import CORES
 from vision.methods.elr import ELR
+from vision.methods.forward import Forward
 from vision.methods.gce import GCE
 from vision.methods.jocor import JoCoR
 from vision.methods.mae import MAE
@@ -37,6 +38,7 @@ METHODS = Registry(
         JoCoR,
         CDR,
         CORES,
+        Forward,
     ),
 )
 

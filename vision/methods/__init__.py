@@ -19,6 +19,7 @@ from vision.methods.jocor import JoCoR
 from vision.methods.mae import MAE
 from vision.methods.mixup import Mixup
 from vision.methods.mw_net import MWNet
+from vision.methods.noise_adaptation import NoiseAdaptation
 from vision.methods.t_revision import TRevision
 
 METHODS = Registry(
@@ -41,6 +42,7 @@ METHODS = Registry(
         CORES,
         Forward,
         TRevision,
+        NoiseAdaptation,
     ),
 )
 

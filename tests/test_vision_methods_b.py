@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +15,12 @@ from torch.nn import functional as F
 
 from recdenoise.denoisers import Clock, Denoiser, Stage
 from recdenoise.errors import UserError
+from recdenoise.observer import Observer
 from recdenoise.task import Batch
 from tests.toy_images import build, image_loop, image_task, network
+from vision.methods import transition
+from vision.methods.dmi import determinant_loss
+from vision.methods.noise_adaptation import FLOOR, Channel, channel_loss, soft_confusion
 from vision.task import ImageTask
 
 N, C = 7, 4
@@ -125,3 +132,295 @@ def test_mw_net_keeps_clean_images_out_of_the_norm_layers() -> None:
 def test_mw_net_needs_a_clean_set() -> None:
     with pytest.raises(UserError, match="needs a 'clean' data set"):
         image_loop("mw_net", image_task(sources={})).run()
+
+
+# Transition matrices: Forward, T-Revision
+
+
+def matrix(seed: int = 5, classes: int = C) -> Tensor:
+    return torch.softmax(draw(seed, classes, classes).detach(), 1)
+
+
+def test_forward_loss() -> None:
+    logits, label, t = draw(1, N, C), labels(), matrix()
+    loop = []
+    for row, y in zip(logits.tolist(), label.tolist(), strict=True):
+        p = softmax(row)
+        loop.append(-math.log(sum(p[i] * float(t[i, y]) for i in range(C))))
+    close(transition.forward_loss(logits, label, t), loop)
+
+
+def test_forward_loss_of_no_noise_is_cross_entropy_and_finite() -> None:
+    logits = torch.tensor([[300.0, 0.0], [0.0, 300.0]], requires_grad=True)
+    label = torch.tensor([0, 0])
+    found = transition.forward_loss(logits, label, torch.eye(2))
+    assert found[0] == 0
+    assert 80 < found[1] < 90  # -log of the smallest positive float: a given zero is never certain
+    found.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    close(
+        transition.forward_loss(draw(1, N, C), labels(), torch.eye(C).double()),
+        F.cross_entropy(draw(1, N, C), labels(), reduction="none").detach(),
+    )
+
+
+@pytest.mark.parametrize("through_weight", [False, True])
+def test_reweighted_loss_and_its_gradient_to_the_matrix(through_weight: bool) -> None:
+    logits, label, t = draw(1, N, C), labels(), matrix().requires_grad_()
+    loop = []
+    slope = torch.zeros(C, C, dtype=torch.float64)
+    for row, y in zip(logits.tolist(), label.tolist(), strict=True):
+        p = softmax(row)
+        observed = sum(p[i] * t[i, y].item() for i in range(C))
+        loop.append(p[y] / observed * -math.log(p[y]))
+        for i in range(C):  # d/dT[i, y] of p_y / (T^t p)_y
+            slope[i, y] += math.log(p[y]) * p[y] * p[i] / observed**2
+    found = transition.reweighted_loss(logits, label, t, through_weight)
+    close(found, loop)
+    (gradient,) = torch.autograd.grad(found.sum(), t, allow_unused=True)
+    if through_weight:
+        close(gradient, slope)
+    else:
+        assert gradient is None
+
+
+def test_importance_is_bounded_where_a_revised_entry_falls_below_zero() -> None:
+    t = torch.tensor([[0.9, 0.1], [-0.2, 0.8]], dtype=torch.float64)
+    logits = torch.tensor([[-1.0, 8.0]], dtype=torch.float64)
+    close(transition.importance(logits, torch.tensor([0]), t), [1 / 0.9])
+
+
+@pytest.mark.parametrize(("n", "percentile"), [(40, 97.0), (101, 97.0), (50, 100.0), (3, 97.0), (30, 50.0)])
+def test_anchors_are_the_images_below_the_percentile(n: int, percentile: float) -> None:
+    """numpy's percentile with the higher neighbour, as the published code takes it, then the largest one below."""
+    probability = torch.softmax(draw(n, n, C).detach(), 1)
+    found = transition.anchor_transition(probability, percentile)
+    array = probability.numpy()
+    for i in range(C):
+        column = array[:, i]
+        if percentile < 100:
+            column = column.copy()
+            column[column >= np.percentile(column, percentile, method="higher")] = 0.0
+        close(found[i], array[int(column.argmax())])
+
+
+def test_anchors_of_predictions_that_are_all_alike() -> None:
+    close(transition.anchor_transition(torch.full((20, C), 1 / C, dtype=torch.float64)), torch.full((C, C), 1 / C))
+
+
+def test_anchors_find_the_transition_of_a_network_that_knows_it() -> None:
+    """The noisy posterior of images of known classes is a row of T."""
+    t = 0.6 * torch.eye(C, dtype=torch.float64) + 0.4 * matrix(9)
+    classes = torch.arange(400) % C
+    clean = F.one_hot(classes, C).double() * 0.999 + 0.001 / C
+    # A little less certain from image to image, so that ranks exist.
+    clean = torch.lerp(clean, torch.full_like(clean, 1 / C), (torch.arange(400) / 4e5)[:, None].double())
+    found = transition.anchor_transition(clean @ t)
+    assert (found - t).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[1, 0], [0, 1]], r"shape \(2, 2\); 3 classes need \(3, 3\)"),
+        ([[1, 0, 0], [0, 1, 0], [0.5, 0, 0.1]], "Row 2 .* sums to 0.6"),
+        ([[1, 0, 0], [0, 1, 0], [-1, 1, 1]], "must be zero or more"),
+        ([[1, 0, 0], [0, 1, 0], ["a", 1, 1]], "no table of numbers"),
+        ([[1, 0, 0], [0, 1]], "no table of numbers"),
+        ("nowhere.npy", "nowhere.npy cannot be read .*; it must be a .npy file"),
+    ],
+)
+def test_a_wrong_transition_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build("forward", image_task(), {"transition": given})
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".txt"])
+def test_a_transition_is_read_from_a_file(tmp_path: Path, suffix: str) -> None:
+    path, t = tmp_path / f"t{suffix}", matrix(4, 3)
+    if suffix == ".npy":
+        np.save(path, t.numpy())
+    else:
+        np.savetxt(path, t.numpy(), delimiter="," if suffix == ".csv" else " ")
+    found = build("forward", image_task(), {"transition": str(path)})
+    torch.testing.assert_close(found.get_buffer("transition"), t.float())
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="no table of numbers"):
+        build("forward", image_task(), {"transition": str(path)})
+
+
+def test_forward_estimates_from_its_plain_network_and_keeps_what_it_was_given() -> None:
+    task = image_task()
+    loop = image_loop("forward", task)
+    loop.run()
+    denoiser = loop.denoiser
+    probability = torch.softmax(task.scan(lambda x: task.call(denoiser.module("plain"), x)), 1)
+    torch.testing.assert_close(denoiser.get_buffer("transition"), transition.anchor_transition(probability))
+    given = image_loop("forward", image_task(), {"transition": matrix(4, 3).tolist()})
+    given.run()
+    torch.testing.assert_close(given.denoiser.get_buffer("transition"), matrix(4, 3).float())
+    assert not hasattr(given.denoiser, "plain")
+
+
+def test_clean_probability_through_a_transition_is_bayes_rule() -> None:
+    task = image_task()
+    t = matrix(4, 3)
+    denoiser = build("forward", task, {"transition": t.tolist()}).double().eval()
+    task.augment = lambda images, generator, train: images.double() / 255
+    found = denoiser.clean_probability()
+    t = denoiser.get_buffer("transition")
+    loop = []
+    for row, y in zip(task.scan(denoiser.score).tolist(), task.labels.tolist(), strict=True):
+        p = softmax(row)
+        loop.append(p[y] * float(t[y, y]) / sum(p[i] * float(t[i, y]) for i in range(3)))
+    close(found, loop)
+
+
+def test_the_slack_moves_by_adam_at_its_own_rate() -> None:
+    loop = image_loop("t_revision", image_task(), {"revision_epochs": 1})
+    loop.run()
+    slack = loop.denoiser.get_parameter("slack.delta")
+    moved = slack.abs().max()  # one epoch has four steps, and Adam's first steps are of about the learning rate
+    assert 1e-6 < moved < 3e-6
+    unrevised = image_loop("t_revision", image_task(), {"revision_epochs": 0})
+    unrevised.run()
+    assert not unrevised.denoiser.get_parameter("slack.delta").any()
+
+
+def test_t_revision_through_forwards_loss() -> None:
+    task = plain_task()
+    denoiser = build("t_revision", task, {"loss": "forward", "transition": matrix(4, 3).tolist()}).double()
+    train, revise = denoiser.stages()
+    batch, clock = first_step(denoiser, task, train)
+    wanted = transition.forward_loss(task.call(denoiser.module("target"), batch.inputs), batch.label, matrix(4, 3))
+    for stage in (train, revise):
+        (update,) = denoiser.step(stage, batch, clock)
+        torch.testing.assert_close(update.loss, wanted, rtol=1e-6, atol=1e-6)  # the matrix is kept in float32
+
+
+# Noise adaptation
+
+
+@pytest.mark.parametrize("layer", ["simple", "complex"])
+def test_channel_loss(layer: str) -> None:
+    logits, label, width = draw(1, N, C), labels(), 5
+    channel = Channel(C, width if layer == "complex" else 0).double()
+    with torch.no_grad():
+        channel.bias.copy_(draw(6, C, C))
+        if channel.image is not None:
+            channel.image.copy_(draw(7, width, C * C))
+    embedding = draw(8, N, width)
+    loop = []
+    for n, (row, y) in enumerate(zip(logits.tolist(), label.tolist(), strict=True)):
+        p, total = softmax(row), 0.0
+        for i in range(C):
+            scores = channel.bias[i].tolist()
+            if channel.image is not None:
+                for j in range(C):
+                    scores[j] += sum(float(embedding[n, d] * channel.image[d, i * C + j]) for d in range(width))
+            total += p[i] * softmax(scores)[y]
+        loop.append(-math.log(total))
+    close(channel_loss(logits, label, channel(embedding if layer == "complex" else None)), loop)
+
+
+def test_soft_confusion() -> None:
+    probability, label = torch.softmax(draw(1, N, C).detach(), 1), labels()
+    loop = [
+        [
+            sum(float(probability[t, i]) for t in range(N) if label[t] == j) / float(probability[:, i].sum())
+            for j in range(C)
+        ]
+        for i in range(C)
+    ]
+    close(soft_confusion(probability, label), loop)
+
+
+def test_the_channel_starts_from_the_baselines_confusion() -> None:
+    task = image_task()
+    loop = image_loop("noise_adaptation", task, {"layer": "simple"})
+
+    class Look(Observer):
+        def on_stage(self, stage: Stage, *args: int) -> None:
+            if stage.name == "train":
+                loop.denoiser.eval()
+                p = torch.softmax(task.scan(loop.denoiser.score), 1)
+                loop.denoiser.train()
+                wanted = soft_confusion(p, task.labels).clamp_min(FLOOR)
+                torch.testing.assert_close(loop.denoiser.get_parameter("channel.bias").exp(), wanted)
+                self.seen = True
+
+    loop.observer = look = Look()
+    loop.run()
+    assert look.seen
+
+
+@pytest.mark.parametrize("layer", ["simple", "complex"])
+def test_clean_probability_through_the_channel_is_bayes_rule(layer: str) -> None:
+    task = image_task()
+    denoiser = build("noise_adaptation", task, {"layer": layer}).double().eval()
+    task.augment = lambda images, generator, train: images.double() / 255
+    with torch.no_grad():
+        for parameter in denoiser.module("channel").parameters():
+            parameter.copy_(draw(2, *parameter.shape))
+    loop = []
+    images = task.augmented(task.fetch(task.source("train"), torch.arange(task.n_rows)), torch.Generator(), False)
+    logits, embedding = task.embed(denoiser.module("target"), images)
+    channel = denoiser.module("channel")(embedding if layer == "complex" else None).exp()
+    for n, y in enumerate(task.labels.tolist()):
+        p, q = softmax(logits[n].tolist()), channel if layer == "simple" else channel[n]
+        loop.append(p[y] * float(q[y, y]) / sum(p[i] * float(q[i, y]) for i in range(3)))
+    close(denoiser.clean_probability(), loop)
+
+
+# DMI
+
+
+def determinant(rows: list[list[float]]) -> float:
+    """By cofactors."""
+    if len(rows) == 1:
+        return rows[0][0]
+    minors = [[row[:j] + row[j + 1 :] for row in rows[1:]] for j in range(len(rows))]
+    return sum((-1) ** j * rows[0][j] * determinant(minor) for j, minor in enumerate(minors))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_determinant_loss(scaled: bool) -> None:
+    n = 30
+    logits, label = draw(1, n, C), labels(n=n)
+    joint = [[0.0] * C for _ in range(C)]
+    for row, y in zip(logits.tolist(), label.tolist(), strict=True):
+        for c, p in enumerate(softmax(row)):
+            joint[c][y] += p / n * (C if scaled else 1)
+    loop = -math.log(abs(determinant(joint)) + 0.001)
+    close(determinant_loss(logits, label, scaled=scaled), loop)
+
+
+def test_determinant_loss_with_a_class_missing_is_flat_and_finite() -> None:
+    logits, label = draw(1, N, C), torch.zeros(N, dtype=torch.int64)
+    loss = determinant_loss(logits, label)
+    close(loss, -math.log(0.001))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all()
+
+
+def test_noise_scales_the_determinant_of_every_classifier_alike() -> None:
+    """det(U T) = det U det T: what the method rests on, for labels drawn in the shares that T says."""
+    t = torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.5, 0.5], [0.25, 0.0, 0.75]], dtype=torch.float64)
+    clean, noisy = [], []
+    for i in range(3):
+        for j in range(3):
+            clean += [i] * int(4 * t[i, j])
+            noisy += [j] * int(4 * t[i, j])
+    for seed in (1, 2):
+        logits = draw(seed, 3, 3)[clean]  # one prediction for each class
+        before = torch.exp(-determinant_loss(logits, torch.tensor(clean), 1e-300))
+        after = torch.exp(-determinant_loss(logits, torch.tensor(noisy), 1e-300))
+        close(after / before, torch.linalg.det(t))
+
+
+def test_dmi_goes_on_from_the_baseline_at_its_own_rate() -> None:
+    loop = image_loop("dmi", image_task())
+    baseline, train = loop.denoiser.stages()
+    assert (train.lr, train.reset, baseline.lr) == (1e-6, (), None)
+    assert loop.denoiser.optimizers(train)["target"].algorithm == "sgd"

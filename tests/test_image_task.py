@@ -259,3 +259,33 @@ def test_only_training_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         task.call(model, images)
         task.embed(model, images)
     assert [type(m).__name__ for m in made] == ["Sequential", "Tap"]
+
+
+class Lazy:
+    """Images that are decoded when they are asked for; counts how."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images, self.shape = images, images.shape
+        self.read: list[str] = []
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        self.read.append("one")
+        return self.images[rows]
+
+    def batches(self, orders: list[Tensor]) -> Any:
+        for rows in orders:
+            self.read.append("ahead")
+            yield self.images[rows]
+
+
+def test_a_folder_that_is_read_as_it_is_needed_gives_the_same_batches() -> None:
+    data = TinyImages.draw(66, 0.3, 7)
+    lazy = Lazy(data.images)
+    task = image_task()
+    task.sources["train"] = TinyImages(lazy, data.labels, data.true_labels)  # type: ignore[arg-type]
+    for start in (0, 2):
+        for a, b in zip(batches(task, Pass(), start=start), batches(image_task(), Pass(), start=start), strict=True):
+            assert torch.equal(a.index, b.index)
+            assert torch.equal(a.inputs, b.inputs)
+    assert set(lazy.read) == {"ahead"}
+    torch.testing.assert_close(task.scan(lambda x: x), image_task().scan(lambda x: x))

@@ -86,7 +86,8 @@ class NoisyLabelClassifier:
 
     def predict(self, X: Any) -> np.ndarray:
         """``(n,)`` labels of the types that were given."""
-        return self.classes_[np.asarray(self._fitted().predict(X))]
+        classes = np.asarray(self._fitted().predict(X))
+        return self.classes_[classes]
 
     def score(self, X: Any, y: Any) -> float:
         """Accuracy against ``y``, 0 to 1."""

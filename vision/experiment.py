@@ -119,9 +119,7 @@ def test_part(settings: Settings, whole: ImageData) -> ImageData | None:
 def build(settings: Settings, prepared: Prepared) -> Run:
     """Networks and method on the device. Raises ``UserError`` for what does not fit together."""
     device = settings.options.torch_device()
-    mean, std = prepared.train.statistics()
-    shape = list(prepared.train.images.shape[1:])
-    augment = augmentation({"mean": mean, "std": std, "shape": shape, "options": settings.options.to_dict()})
+    augment = augmentation(prepared.train, settings.options)
     moved = {
         name: None if part is None else part.to(device)
         for name, part in (("valid", prepared.valid), ("test", prepared.test), ("clean", prepared.clean))

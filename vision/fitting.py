@@ -20,7 +20,7 @@ from vision.augment import Augment
 from vision.data import ImageData, load, split
 from vision.data.arrays import as_images
 from vision.models import Model
-from vision.options import NAMES, read_train_options
+from vision.options import NAMES, TrainOptions, read_train_options
 from vision.run import ENDS, Run, Sets
 
 KIND = "vision result"
@@ -204,7 +204,7 @@ def fit(
     if not separate and len(rows[1]):
         others["valid"] = whole.subset(torch.from_numpy(rows[1]))
     learned = whole.subset(torch.from_numpy(rows[0])) if len(rows[1]) else whole
-    mean, std = learned.statistics()
+    augment = augmentation(learned, train_options)
     settings: dict[str, Any] = {
         "model": model if isinstance(model, str) else None,
         "method": {"name": chosen.name, **config.to_dict()},
@@ -213,14 +213,13 @@ def fit(
         "n_classes": n_classes,
         "n_rows": len(learned),
         "shape": list(shape),
-        "mean": list(mean),
-        "std": list(std),
+        "augment": {name: getattr(augment, name) for name in ("mean", "std", "crop_pad", "flip", "cutout", "policy")},
         "class_names": None if whole.class_names is None else list(whole.class_names),
     }
     on_device = {name: data.to(device) for name, data in others.items()}
     sources = {"clean": on_device["clean"]} if clean is not None else {}
     sets = Sets(learned.to(device), on_device.get("valid"), on_device.get("test"), sources)
-    run = Run(model, chosen, config, train_options, sets, augmentation(settings), seed)
+    run = Run(model, chosen, config, train_options, sets, augment, seed)
     path = None if checkpoint_path is None else Path(checkpoint_path)
     identity = {"settings": settings, "labels": fingerprint(whole.labels)}
     loop = run.loop(checkpoint_path=path, identity=identity, observer=observer, probe=probe)
@@ -254,17 +253,14 @@ def in_order(run: Run, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return out
 
 
-def augmentation(settings: Mapping[str, Any]) -> Augment:
-    """What the settings say about crops, flips and the like."""
-    options = settings["options"]
-    pad = options["crop_pad"]
-    return Augment(
-        tuple(settings["mean"]),
-        tuple(settings["std"]),
-        crop_pad=settings["shape"][1] // 8 if pad is None else pad,
-        flip=options["flip"],
-        cutout=options["cutout"],
-        policy=options["policy"],
+def augmentation(data: ImageData, options: TrainOptions) -> Augment:
+    """What the options say about crops, flips and the like, normalised as the training images ask for."""
+    return Augment.for_data(
+        data,
+        crop_pad=data.images.shape[2] // 8 if options.crop_pad is None else options.crop_pad,
+        flip=options.flip,
+        cutout=options.cutout,
+        policy=options.policy,
     )
 
 
@@ -283,7 +279,7 @@ def rebuild(settings: Mapping[str, Any], model: nn.Module | None, device: str | 
     blank = ImageData(images.expand(n, *settings["shape"]), torch.zeros(n, dtype=torch.int64), n_classes)
     sources = dict.fromkeys(method.needs, blank)
     sets = Sets(blank, blank, None, sources)
-    return Run(named or model, method, config, options, sets, augmentation(settings), settings["seed"])  # type: ignore[arg-type]
+    return Run(named or model, method, config, options, sets, Augment(**settings["augment"]), settings["seed"])  # type: ignore[arg-type]
 
 
 def check_names(options: Mapping[str, Any], of_method: set[str], method: str) -> None:

@@ -48,18 +48,34 @@ class ImageLoader:
         return len(self.rows) // self.size
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        for step in range(start, len(self)):
-            yield self.batch(step)
+        steps = range(start, len(self))
+        if isinstance(self.data.images, Tensor):
+            for step in steps:
+                yield self.batch(step)
+            return
+        # Files are read ahead of their use, by as many workers as the folder has.
+        ahead = self.data.images.batches([self._index(step) for step in steps])
+        for step, raw in zip(steps, ahead, strict=True):
+            yield self.batch(step, raw=raw)
 
-    def batch(self, step: int, partners_of: Tensor | None = None) -> Batch:
-        """The batch of a step; beyond the pass's end it goes round again in another order."""
+    def _index(self, step: int) -> Tensor:
+        turn, at = divmod(step, len(self))
+        return self._ordered(turn)[at * self.size : (at + 1) * self.size]
+
+    def batch(self, step: int, partners_of: Tensor | None = None, raw: Tensor | None = None) -> Batch:
+        """The batch of a step; beyond the pass's end it goes round again in another order.
+
+        Args:
+            step: zero-based.
+            partners_of: rows of the outer pass, which a paired stream follows.
+            raw: the step's uint8 images where they have been read already.
+        """
         if self.sweep.paired and partners_of is not None:
             index = self.rows.index_select(0, partners_of)
         else:
-            turn, at = divmod(step, len(self))
-            index = self._ordered(turn)[at * self.size : (at + 1) * self.size]
+            index = self._index(step)
         sweep, device = self.sweep, self.task.device
-        raw = self.task.fetch(self.data, index)
+        raw = self.task.fetch(self.data, index) if raw is None else raw.to(device, non_blocking=True)
         generator = seeds.generator(device, self.task.seed, "augment", self.name, *self.key, step)
         views = tuple(self.task.augmented(raw, generator, sweep.augment) for _ in range(sweep.views))
         weight = None if sweep.weights is None else sweep.weights.index_select(0, index)

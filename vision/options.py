@@ -80,8 +80,8 @@ class TrainOptions:
     crop_pad: int | None = None
     """Pixels that random crops may move an image; null takes an eighth of its height."""
 
-    flip: bool = True
-    """Mirror images left to right at random: wrong for digits and letters."""
+    flip: bool | None = None
+    """Mirror images left to right at random; null does, but for digits of a named data set."""
 
     cutout: int = 0
     """Side of a square that is blanked at a random place; 0 blanks none."""

@@ -1,0 +1,348 @@
+"""One call: whatever a user has as images and as a model goes in, a classifier comes out; or one clear sentence."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vision
+from recdenoise.errors import TrainingError, UserError
+from recdenoise.loop import Observer
+from tests.command import environment
+from tests.toy_images import CLASSES, TinyImages, network
+from tests.toy_runs import Stop
+from vision import methods
+from vision.fitting import FitResult
+
+DATA, TEST = TinyImages.draw(132, 0.3, 7), TinyImages.draw(60, 0.0, 9)
+TRAIN, HELD = (DATA.images, DATA.labels), (TEST.images, TEST.labels)
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    MODEL = network()
+FAST: dict[str, Any] = {"batch_size": 16, "optimizer": "adam", "lr": 0.03, "crop_pad": 0, "flip": False}
+
+
+def fit(method: Any = "normal", train: Any = TRAIN, model: Any = None, **options: Any) -> FitResult:
+    return vision.fit(model or MODEL, train, method=method, **{**FAST, "epochs": 3, **options})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FitResult:
+    """DeCA(p) trained on the toy images; read only."""
+    return fit({"name": "deca_p", "alpha": 0.5}, epochs=12, test=HELD)
+
+
+def test_it_learns_and_knows_which_labels_are_wrong(fitted: FitResult) -> None:
+    assert fitted.measured["test"]["best_val"]["accuracy"] > 0.8
+    wrong = (DATA.labels != DATA.true_labels).numpy()
+    p = fitted.clean_probability
+    assert (p.shape, p.dtype) == ((132,), np.float32)
+    for rows in fitted.rows:
+        assert p[rows][~wrong[rows]].mean() > p[rows][wrong[rows]].mean() + 0.1
+    assert sorted(np.concatenate(fitted.rows).tolist()) == list(range(132))
+
+
+def test_clean_probability_is_the_labels_probability_in_the_order_given(fitted: FitResult) -> None:
+    probability = fitted.predict_proba(DATA.images.numpy())
+    np.testing.assert_allclose(fitted.clean_probability, probability[np.arange(132), DATA.labels.numpy()], rtol=1e-5)
+
+
+def test_predictions_come_as_the_images_came(fitted: FitResult) -> None:
+    arrays, tensors = fitted.predict_proba(TEST.images.numpy()), fitted.predict_proba(TEST.images)
+    assert isinstance(arrays, np.ndarray)
+    assert isinstance(tensors, torch.Tensor)
+    np.testing.assert_array_equal(arrays, tensors.numpy())
+    np.testing.assert_allclose(arrays.sum(1), 1, rtol=1e-5)
+    classes = fitted.predict(TEST.images.numpy())
+    np.testing.assert_array_equal(classes, arrays.argmax(1))
+    assert (classes == TEST.labels.numpy()).mean() == fitted.measured["test"]["best_val"]["accuracy"]
+    assert fitted.predict(TEST.images[:1]).shape == (1,)
+    np.testing.assert_array_equal(fitted.predict(TEST.images[:, 0].numpy().astype(float) / 255), classes)
+
+
+def test_the_model_is_the_network_that_predicts(fitted: FitResult) -> None:
+    assert isinstance(fitted.model, nn.Sequential)
+    assert not fitted.model.training
+
+
+def test_both_ends_are_measured_and_either_may_predict(fitted: FitResult) -> None:
+    try:
+        for end in ("last", "best_val"):
+            fitted.use(end)
+            accuracy = (fitted.predict(TEST.images) == TEST.labels).double().mean().item()
+            assert accuracy == fitted.measured["test"][end]["accuracy"]
+            assert fitted.evaluate(HELD)[end]["accuracy"] == accuracy
+        with pytest.raises(UserError, match="one of last, best_val"):
+            fitted.use("best")
+    finally:
+        fitted.use("best_val")
+
+
+def test_keep_says_which_end_predicts() -> None:
+    last = fit(keep="last", epochs=4)
+    assert last.used == "last"
+    no_valid = fit(valid=0, epochs=4)
+    assert no_valid.measured == {}
+    assert len(no_valid.rows[1]) == 0
+    assert not any("valid_accuracy" in row for row in no_valid.history)
+
+
+def test_the_same_seed_the_same_result_and_the_model_given_stays() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    a, b, c = fit(model=model, seed=3), fit(model=model, seed=3), fit(model=model, seed=4)
+    np.testing.assert_array_equal(a.predict_proba(TEST.images), b.predict_proba(TEST.images))
+    assert not np.array_equal(a.predict_proba(TEST.images), c.predict_proba(TEST.images))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_saved_and_loaded(fitted: FitResult, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "result.pt"
+    fitted.save(path)
+    loaded = FitResult.load(path, model=network(), device="cpu")
+    np.testing.assert_array_equal(loaded.predict_proba(TEST.images), fitted.predict_proba(TEST.images))
+    np.testing.assert_array_equal(loaded.clean_probability, fitted.clean_probability)
+    assert (loaded.history, loaded.measured, loaded.used) == (fitted.history, fitted.measured, fitted.used)
+    assert loaded.evaluate(HELD) == fitted.evaluate(HELD)
+    with pytest.raises(UserError, match="load it with model="):
+        FitResult.load(path)
+    with pytest.raises(UserError, match="does not fit this model"):
+        FitResult.load(path, model=nn.Sequential(nn.Flatten(), nn.Linear(36, CLASSES)))
+    with pytest.raises(UserError, match="There is no checkpoint"):
+        FitResult.load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    method = methods.get(name)
+    clean = {"clean": HELD} if "clean" in method.needs else {}
+    result = fit({**method.brief, "name": name}, epochs=2, **clean)
+    result.save(tmp_path / "r.pt")
+    loaded = FitResult.load(tmp_path / "r.pt", model=network())
+    np.testing.assert_array_equal(loaded.predict_proba(TEST.images), result.predict_proba(TEST.images))
+    assert ((result.clean_probability >= 0) & (result.clean_probability <= 1)).all()
+
+
+def test_an_interrupted_fit_goes_on(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"method": "deca_p", "model": network(0.2), "epochs": 3}
+    whole = fit(**options)
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(**options, checkpoint_path=path, observer=Stop(9))
+    rest = fit(**options, checkpoint_path=path)
+    np.testing.assert_array_equal(rest.predict_proba(TEST.images), whole.predict_proba(TEST.images))
+    assert [{**row, "seconds": 0} for row in rest.history] == [{**row, "seconds": 0} for row in whole.history]
+    with pytest.raises(UserError, match="belongs to another run: its settings"):
+        fit(**{**options, "epochs": 4}, checkpoint_path=path)
+    with pytest.raises(UserError, match="belongs to another run: its labels"):
+        fit(**options, checkpoint_path=path, train=(DATA.images, DATA.true_labels))
+
+
+def test_a_probe_draws_the_test_curve_and_changes_nothing() -> None:
+    plain, probed = fit(test=HELD), fit(test=HELD, probe=True)
+    assert all("test_accuracy" in row for row in probed.history)
+    assert not any("test_accuracy" in row for row in plain.history)
+    np.testing.assert_array_equal(plain.predict_proba(TEST.images), probed.predict_proba(TEST.images))
+
+
+def test_validation_images_of_their_own() -> None:
+    result = fit(valid=HELD)
+    assert result.clean_probability.shape == (132,)
+    assert len(result.rows[0]) == 132
+    accuracy = max(row["valid_accuracy"] for row in result.history)
+    assert result.measured["valid"]["best_val"]["accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        (DATA.images.numpy()[:, 0], DATA.labels.tolist()),
+        (DATA.images.permute(0, 2, 3, 1).numpy(), DATA.labels.numpy().astype(np.uint8)),
+        torch.utils.data.TensorDataset(DATA.images, DATA.labels),
+    ],
+    ids=["grey arrays and a list", "channels last and bytes", "a torch data set"],
+)
+def test_images_in_other_forms(train: Any) -> None:
+    np.testing.assert_array_equal(fit(train=train).predict_proba(TEST.images), fit().predict_proba(TEST.images))
+
+
+def test_images_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, images=DATA.images.numpy(), labels=DATA.labels.numpy())
+    np.testing.assert_array_equal(fit(train=path).predict_proba(TEST.images), fit().predict_proba(TEST.images))
+
+
+# Models
+
+
+def test_a_function_and_a_name_build_models() -> None:
+    for model in (network, "mlp"):
+        result = fit(model=model, epochs=1)
+        assert result.predict_proba(TEST.images).shape == (60, CLASSES)
+
+
+def test_further_copies_have_weights_of_their_own() -> None:
+    model = network()
+    run = fit("ensemble", model=model, epochs=1).run
+    first, second = (run.builder(member) for member in (0, 1))
+    assert torch.equal(first[0].weight, model[0].weight)
+    assert not torch.equal(second[0].weight, model[0].weight)
+    run = fit("ensemble", model=model, epochs=1, pretrained=True).run
+    second = run.builder(1)
+    assert torch.equal(second[0].weight, model[0].weight)
+    assert not torch.equal(second[6].weight, model[6].weight)
+
+
+class Stubborn(nn.Module):
+    """Weights that cannot be drawn anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.inner = network()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images * self.scale)
+
+
+def test_a_model_that_cannot_be_drawn_anew_asks_for_a_function() -> None:
+    fit("normal", model=Stubborn(), epochs=1)
+    fit("ensemble", model=Stubborn, epochs=1)
+    with pytest.raises(UserError, match=r"no reset_parameters.*Give a function"):
+        fit("ensemble", model=Stubborn(), epochs=1)
+
+
+# Bad input
+
+
+class Untrained(Observer):
+    """Fails when training begins: what is wrong must be found before."""
+
+    def on_stage(self, *args: Any) -> None:
+        raise AssertionError("training began")
+
+
+def labelled(**changes: Any) -> tuple[Any, Any]:
+    images, labels = DATA.images.numpy().copy(), DATA.labels.numpy().copy()
+    for place, value in changes.items():
+        if place == "pixel":
+            images = images.astype(float) / 255
+            images[5, 0, 1, 1] = value
+        elif place == "label":
+            labels = labels.astype(type(value)) if not isinstance(value, int) else labels
+            labels[3] = value
+        elif place == "cut":
+            labels = labels[:value]
+        else:
+            labels[:] = value
+    return images, labels
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": labelled(label=-1)}, "label"),
+        ({"train": labelled(label=1.5)}, "whole numbers"),
+        ({"train": labelled(cut=100)}, "100 labels for 132 images"),
+        ({"train": labelled(all=1)}, "at least two classes"),
+        ({"train": labelled(pixel=math.nan)}, "Image 5 has 1 pixels that are NaN"),
+        ({"batch_size": 500}, "fewer than one batch of 500"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, "3 classes; build it with 3 outputs"),
+        ({"model": nn.Sequential(nn.Conv2d(3, 3, 2), nn.Flatten(), nn.Linear(3, 3))}, "does not take images of shape"),
+        ({"model": 7}, "The model is 7"),
+        ({"model": lambda: None}, "returned NoneType, not a torch"),
+        ({"model": "resnet33"}, "resnet33"),
+        ({"method": "decap"}, "Did you mean 'deca_p'"),
+        ({"method": {"name": "deca_p", "c1": 1}}, "Did you mean 'c_1'"),
+        ({"method": {"name": "deca_p", "alpha": 2}}, "from 0 to 1"),
+        ({"method": {"name": "normal", "compat": "paper_code"}}, "only recommenders"),
+        ({"method": "deca_p", "c_1": 10}, "c_1 is an option of the method"),
+        ({"method": "deca_p", "valid": 0}, "stops its prior by validation accuracy"),
+        ({"method": "mw_net"}, "mw_net needs a clean set"),
+        ({"valid": 1.5}, "The validation part is 1.5"),
+        ({"valid": 132}, "leave none of 132"),
+        ({"test": (np.zeros((5, 1, 8, 8), np.uint8), [0, 1, 2, 0, 1])}, r"The images of test have shape \(1, 8, 8\)"),
+        ({"test": (DATA.images, DATA.labels + 1)}, "label"),
+        ({"epochs": 0}, "'epochs' is 0"),
+        ({"epoch": 3}, "Did you mean 'epochs'"),
+        ({"lr": "fast"}, "must be a number"),
+        ({"milestones": 5}, "a list, each entry a number"),
+        ({"milestones": [0]}, "above 0"),
+        ({"device": "tpu"}, "'device' is 'tpu'"),
+        ({"embedding": "pool", "method": "deca_p"}, "Unknown layer 'pool'"),
+        ({"policy": "best"}, "policy"),
+        ({"nesterov": True, "momentum": 0.0}, "momentum is above 0"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_before_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        fit(**options, observer=Untrained())
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_shape_are_not_predicted(fitted: FitResult) -> None:
+    with pytest.raises(UserError, match=r"shape \(1, 8, 8\) .* training saw \(1, 6, 6\)"):
+        fitted.predict(np.zeros((4, 8, 8), np.uint8))
+
+
+def test_a_gpu_without_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Observer):
+        def on_step(self, *args: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    with pytest.raises(TrainingError, match="no memory left at batch_size 16: lower batch_size"):
+        fit(observer=Full())
+
+
+# scikit-learn
+
+
+def test_the_classifier_follows_the_conventions() -> None:
+    sklearn = pytest.importorskip("sklearn")
+    from sklearn.base import clone, is_classifier
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    names = np.array(["cat", "dog", "eel"])
+    x, y = DATA.images.numpy(), names[DATA.labels.numpy()]
+    test_x, test_y = TEST.images.numpy(), names[TEST.labels.numpy()]
+    classifier = vision.NoisyLabelClassifier(network, method="gce", options={**FAST, "epochs": 6})
+    assert is_classifier(classifier)
+    assert "NoisyLabelClassifier(" in repr(classifier)
+    with pytest.raises(UserError, match="not fitted"):
+        classifier.predict(test_x)
+    copied = clone(classifier).set_params(method_options={"q": 0.5}, seed=1)
+    assert (copied.get_params()["seed"], classifier.get_params()["seed"]) == (1, 0)
+    assert copied.fit(x, y) is copied
+    assert copied.score(test_x, test_y) > 0.6
+    assert list(copied.classes_) == list(names)
+    assert copied.predict_proba(test_x).shape == (60, CLASSES)
+    assert copied.clean_probability_.shape == (132,)
+    pipeline = make_pipeline(FunctionTransformer(lambda images: 255 - images), clone(classifier))
+    assert pipeline.fit(x, y).score(test_x, test_y) > 0.5
+    assert cross_val_score(clone(classifier), x, DATA.labels.numpy(), cv=2).shape == (2,)
+    with pytest.raises(UserError, match="Unknown parameter 'epochs'"):
+        classifier.set_params(epochs=3)
+    with pytest.raises(UserError, match="one label for each image"):
+        classifier.fit(x, y[:5])
+    assert sklearn.__version__
+
+
+def test_importing_vision_is_light() -> None:
+    code = "import sys, vision\nassert 'torch' not in sys.modules\n"
+    code += "vision.fit, vision.NoisyLabelClassifier, vision.register\n"
+    code += "import vision.fitting, vision.experiment, vision.cli\nassert callable(vision.fit)\n"
+    code += "print([n for n in ('recbole', 'sklearn', 'pandas', 'matplotlib', 'torch_geometric') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -1,7 +1,7 @@
 """Tables of a method's options, from its config dataclass: types, defaults and the docstrings under the fields.
 
-``python -m tests.option_tables`` writes them into docs/methods between their two markers; ``test_docs.py`` fails when a
-page is not up to date.
+``python -m tests.option_tables`` writes them into docs/methods and docs/vision-methods between their two markers;
+``test_docs.py`` fails when a page is not up to date.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pathlib import Path
 from recdenoise import denoisers
 from recdenoise.denoisers import DenoiserConfig
 from recdenoise.options import describe
+from vision import methods
 
-PAGES = Path(__file__).parent.parent / "docs" / "methods"
+DOCS = Path(__file__).parent.parent / "docs"
+TABLES = {"methods": denoisers.get, "vision-methods": methods.get}
+"""Folders of pages, and where the names on them are looked up."""
 MARKED = re.compile(r"<!-- options: (?P<name>\w+) -->\n.*?<!-- end of options -->", re.DOTALL)
 
 
@@ -54,16 +57,22 @@ def options_table(config: type[DenoiserConfig]) -> str:
     return "\n".join(lines)
 
 
-def with_tables(page: str) -> str:
+def method_pages() -> list[Path]:
+    """Pages of single methods, for pairs and for images."""
+    return sorted(p for folder in TABLES for p in (DOCS / folder).glob("*.md") if p.name != "README.md")
+
+
+def with_tables(path: Path) -> str:
     """A page's text with every marked table as the code has it."""
+    get = TABLES[path.parent.name]
 
     def block(match: re.Match[str]) -> str:
-        table = options_table(denoisers.get(match["name"]).Config)
+        table = options_table(get(match["name"]).Config)
         return f"<!-- options: {match['name']} -->\n{table}\n<!-- end of options -->"
 
-    return MARKED.sub(block, page)
+    return MARKED.sub(block, path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    for path in sorted(PAGES.glob("*.md")):
-        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in method_pages():
+        page.write_text(with_tables(page), encoding="utf-8")

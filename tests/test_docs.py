@@ -31,7 +31,8 @@ from click.testing import CliRunner
 from recdenoise import denoisers
 from recdenoise.cli import cli as command_line
 from recdenoise.recbole_adapter import scorers
-from tests.option_tables import with_tables
+from tests.option_tables import method_pages, with_tables
+from vision import methods as image_methods
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -203,11 +204,11 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{name(path)} links to {match['target']}: no such heading"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=name)
+@pytest.mark.parametrize("path", method_pages(), ids=name)
 def test_option_tables_are_those_of_the_code(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "<!-- options:" in text
-    assert text == with_tables(text), "out of date: run python -m tests.option_tables"
+    assert text == with_tables(path), "out of date: run python -m tests.option_tables"
 
 
 BUILT_IN = [method for method in denoisers.names() if denoisers.get(method).__module__.startswith("recdenoise.")]
@@ -218,6 +219,12 @@ def test_every_method_has_a_page_and_a_line_in_the_readme(method: str) -> None:
     page = ROOT / "docs" / "methods" / f"{method}.md"
     assert page.read_text(encoding="utf-8").startswith(f"# {denoisers.get(method).title}\n")
     assert f"(docs/methods/{method}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [p for p in method_pages() if p.parent.name == "vision-methods"], ids=name)
+def test_pages_of_image_methods_have_their_title_and_a_line_in_the_index(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith(f"# {image_methods.get(path.stem).title}\n")
+    assert f"[`{path.stem}`]({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:

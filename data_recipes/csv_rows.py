@@ -176,8 +176,11 @@ def _times(table: Table, cells: list[str], lines: list[int]) -> np.ndarray:
     try:
         values[:] = np.array(cells, dtype=np.float64)
     except ValueError:
-        for k, (cell, line) in enumerate(zip(cells, lines, strict=True)):
-            values[k] = _time(table, cell, line)
+        known: dict[str, float] = {}  # dates repeat, and reading one costs more than looking it up
+        for k, cell in enumerate(cells):
+            if cell not in known:
+                known[cell] = _time(table, cell, lines[k])
+            values[k] = known[cell]
     unusable = np.flatnonzero(~np.isfinite(values))
     if len(unusable):
         k = int(unusable[0])

@@ -220,7 +220,9 @@ def _check_clean(path: Path, splits: dict[str, Interactions], n_items: int) -> N
         raise RecipeError(f"{path} does not hold the rows of the test file with rating {CLEAN_RATING}.")
 
 
-def _recipe(shop: Shop) -> Recipe:
+def shop_recipe(shop: Shop) -> Recipe:
+    """Return the recipe of one of the two data sets."""
+
     def build(job: Job) -> list[Folder]:
         if job.source is None:
             raise RecipeError(f"{shop.name} needs the folder with its raw files.")
@@ -244,4 +246,4 @@ def _recipe(shop: Shop) -> Recipe:
     return recipe
 
 
-RECIPES = tuple(_recipe(shop) for shop in (MODCLOTH, ELECTRONICS))
+RECIPES = tuple(shop_recipe(shop) for shop in (MODCLOTH, ELECTRONICS))

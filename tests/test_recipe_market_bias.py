@@ -28,7 +28,7 @@ N_USERS, N_ITEMS, N_ROWS = 61, 20, 400
 def small(shop: market_bias.Shop, **changes: Any) -> data_recipes.Recipe:
     """The recipe of a data set that is as large as the generated one."""
     reference = {"name": "paper, Table 1", "users": N_USERS - 1, "items": N_ITEMS, "rows": N_ROWS, "sparsity": 0.5}
-    return market_bias._recipe(dataclasses.replace(shop, reference=reference, users=N_USERS, **changes))
+    return market_bias.shop_recipe(dataclasses.replace(shop, reference=reference, users=N_USERS, **changes))
 
 
 def write_csv(path: Path, unnamed: str = "") -> list[dict[str, str]]:

@@ -102,7 +102,7 @@ def build(
                 if protocols is not None:
                     raise
                 missing.append(error)
-        if not built:
+        if missing and not built:
             raise missing[0]
         for reason in missing:
             if say is not None:

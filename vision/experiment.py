@@ -70,8 +70,9 @@ def prepare(settings: Settings) -> Prepared:
     part = whole.subset(rows) if settings.images is not None else whole
     transition = None
     if settings.noise is not None:
-        noisy = label_noise.apply(settings.noise, part.labels, part.n_classes, part.images, settings.seed)
-        part, transition = part.relabelled(noisy.labels), noisy.transition
+        noisy, drawn = label_noise.make_noisy(part, settings.noise, settings.seed, settings.root)
+        truth = part.labels if part.true_labels is None else part.true_labels
+        part, transition = replace(noisy, true_labels=truth), drawn.transition
     train, valid = image_data.split(len(part), part.labels, settings.valid, settings.seed)
     clean = None
     if settings.clean:

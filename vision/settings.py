@@ -128,9 +128,11 @@ def resolve(
         raise UserError(f"{misplaced[0]} is an option of the method: --set method.{misplaced[0]}=VALUE.")
     config = chosen.read_config(method_options or {})
     options = read_train_options(run_options or {})
-    networks.check(network)
+    if network not in networks.names():
+        raise unknown_name("network", network, networks.names())
     if places.get("noise") is not None:
-        noise.parse(places["noise"])
+        spec = noise.parse(places["noise"])
+        places["noise"] = None if spec.kind == "none" else str(spec)  # the whole name: which symmetric, for example
     if clean is None:
         clean = CLEAN_IMAGES if "clean" in chosen.needs else 0
     return Settings(dataset, network, chosen, config, options, clean=clean, **places)

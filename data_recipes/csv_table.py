@@ -23,6 +23,9 @@ NAME = "csv"
 FIRST_SEED = 2020
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
+_KEPT = re.compile(r"(?!(?:user_id|item_id|rating|timestamp)$)[A-Za-z_][A-Za-z0-9_.]*")
+"""Columns of the rule whose names an atomic file's header can have."""
+
 
 @dataclass(frozen=True)
 class TableOptions:
@@ -141,7 +144,8 @@ def table_folder(
     split = TableSplit(table, rule, cut, work())
     counts = split.read()
     notes = check(counts) if check is not None else []
-    files: dict[str, bytes | Path] = dict(split.write(name, rating))
+    others = [column for column in table.numbers if column != rating and _KEPT.fullmatch(column)]
+    files: dict[str, bytes | Path] = dict(split.write(name, rating, others))
     files[f"{name}.yaml"] = recbole_yaml(name, timestamps=table.time is not None, ratings=rating is not None)
     manifest = describe_counts(
         recipe,
@@ -154,6 +158,7 @@ def table_folder(
         dropped=counts.unknown_items,
         notes=[*notes, *_notes(options, cut, counts, rating)],
         seed=None if cut.by_time else cut.seed,
+        clean={"rule": rule.text, "rating": rating} if rule else None,
     )
     manifest["clean"] = {"rule": options.clean and options.clean.strip(), "rating": rating}
     return Folder("clean", name, files, manifest)

@@ -116,6 +116,7 @@ def describe_counts(
     dropped: Mapping[str, int],
     notes: Sequence[str],
     seed: int | None,
+    clean: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Like :func:`describe`, from figures that were counted while the rows went by.
 
@@ -124,9 +125,10 @@ def describe_counts(
         dataset: the dataset's name.
         reference: published totals, or None where nothing is published.
         source: sha256, users, items, rows and sparsity of the raw rows.
+        clean: the rule that tells clean rows and the column that is kept as ``rating``, where a rule was given.
         splits, overlaps: as :func:`data_recipes.interactions.count_splits` returns them.
     """
-    return {
+    facts = {
         "recipe": recipe.name,
         "version": recipe.version,
         "protocol": protocol,
@@ -143,6 +145,7 @@ def describe_counts(
         "dropped": dict(dropped),
         "notes": list(notes),
     }
+    return facts if clean is None else {**facts, "clean": dict(clean)}
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,12 +143,13 @@ class TableSplit:
         self.counts.repeated = int((self.fate == REPEATED).sum())
         self.counts.source, self.counts.splits, self.counts.overlaps = tally.figures(in_train)
 
-    def write(self, name: str, rating: str | None) -> dict[str, Path]:
+    def write(self, name: str, rating: str | None, others: Sequence[str] = ()) -> dict[str, Path]:
         """Read the table again and write the four files, rows in the table's order.
 
         Args:
             name: the dataset's name.
             rating: the column that becomes ``rating``, or None.
+            others: further columns of numbers to keep, under their own names.
 
         Returns:
             File's name -> where it lies in the work folder.
@@ -160,14 +161,16 @@ class TableSplit:
             if not self.counts.splits[split]["rows"]:
                 raise RecipeError(f"The {split} split of {self.table.path} would be empty: it needs more rows.")
         fields = ["users", "items", *(["ratings"] if rating else []), *(["timestamps"] if self.table.time else [])]
-        header = "\t".join(ATOMIC_FIELDS[field] for field in fields) + "\n"
+        header = (
+            "\t".join([*(ATOMIC_FIELDS[field] for field in fields), *(f"{other}:float" for other in others)]) + "\n"
+        )
         paths = {split: self.work / f"{name}.{split}.inter" for split in SPLITS}
         try:
             files = {split: path.open("w", encoding="utf-8", newline="") for split, path in paths.items()}
             try:
                 for file in files.values():
                     file.write(header)
-                for split, text in self._lines(rating):
+                for split, text in self._lines(rating, others):
                     files[split].write(text)
             finally:
                 for file in files.values():
@@ -176,7 +179,7 @@ class TableSplit:
             raise RecipeError(f"Cannot write to {self.work}: {because(error)}. Nothing was changed.") from error
         return {path.name: path for path in paths.values()}
 
-    def _lines(self, rating: str | None) -> Iterator[tuple[str, str]]:
+    def _lines(self, rating: str | None, others: Sequence[str]) -> Iterator[tuple[str, str]]:
         row = 0
         for block in read_blocks(self.table, self.block_rows):
             fate = self.fate[row : row + len(block)]
@@ -189,6 +192,7 @@ class TableSplit:
             columns = [users, items]
             columns += [_numbers(block.numbers[rating])] if rating else []
             columns += [_numbers(block.times)] if block.times is not None else []
+            columns += [_numbers(block.numbers[other]) for other in others]
             lines = ["\t".join(cells) + "\n" for cells in zip(*columns, strict=True)]
             clean = self._clean(block)
             for split, chosen in (

@@ -231,6 +231,17 @@ def test_blocks_and_buckets_change_nothing(
     assert found[0] == found[1]
 
 
+def test_every_column_of_the_rule_is_kept_and_the_manifest_has_the_rule(tmp_path: Path) -> None:
+    rows = clicks()
+    rule = "dwell > 10 and ts < 40"
+    folder = build(write(tmp_path / "a.csv", rows), tmp_path / "out", clean=rule)
+    assert data_recipes.load_manifest(folder)["clean"] == {"rule": rule, "rating": "dwell"}
+    header = (folder / "a.test.inter").read_text().splitlines()[0]
+    assert header == "user_id:token\titem_id:token\trating:float\tts:float"
+    test, clean = read_inter(folder, "test"), read_inter(folder, "clean_test")
+    assert clean == [row for row in test if row[2] and float(row[2]) > 10 and float(row[3]) < 40]
+
+
 def test_another_seed_is_another_split_and_the_same_seed_the_same_bytes(tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", clicks())
     folders = [build(source, tmp_path / str(k), seed=seed) for k, seed in enumerate((1, 1, 2))]

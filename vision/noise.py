@@ -3,7 +3,8 @@
 ==========================  ========================================================================================
 ``none``                    the labels as they are
 ``symmetric-any:0.4``       40% of the labels become a random class, the own one INCLUDED, so that 36% of ten
-                            classes end wrong (MW-Net, DivideMix, ELR, SOP, Table 4 of DeCA); ``symmetric`` is short for this
+                            classes end wrong (MW-Net, DivideMix, ELR, SOP, Table 4 of DeCA);
+                            ``symmetric`` is short for this
 ``symmetric-other:0.4``     40% become another class (PES, Table 1 of DeNLL)
 ``pairflip:0.45``           45% become the next class, the last one the first (Co-teaching)
 ``asymmetric-cifar10:0.4``  40% of some classes become a class like them, see :data:`ASYMMETRIC`; also for ``cifar100``,

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,8 +21,10 @@ from recdenoise.errors import UserError
 from recdenoise.observer import Observer
 from recdenoise.task import Batch
 from tests.toy_images import build, image_loop, image_task, network
-from vision.methods import transition
+from vision.methods import beta_mixture, transition
+from vision.methods.class_balance import balance_loss, moment
 from vision.methods.dmi import determinant_loss
+from vision.methods.joint_optim import divergence_from_labels, entropy
 from vision.methods.noise_adaptation import FLOOR, Channel, channel_loss, soft_confusion
 from vision.task import ImageTask
 
@@ -318,7 +323,7 @@ def test_channel_loss(layer: str) -> None:
             scores = channel.bias[i].tolist()
             if channel.image is not None:
                 for j in range(C):
-                    scores[j] += sum(float(embedding[n, d] * channel.image[d, i * C + j]) for d in range(width))
+                    scores[j] += sum((embedding[n, d] * channel.image[d, i * C + j]).item() for d in range(width))
             total += p[i] * softmax(scores)[y]
         loop.append(-math.log(total))
     close(channel_loss(logits, label, channel(embedding if layer == "complex" else None)), loop)
@@ -424,3 +429,216 @@ def test_dmi_goes_on_from_the_baseline_at_its_own_rate() -> None:
     baseline, train = loop.denoiser.stages()
     assert (train.lr, train.reset, baseline.lr) == (1e-6, (), None)
     assert loop.denoiser.optimizers(train)["target"].algorithm == "sgd"
+
+
+# Joint-Optim
+
+
+def test_balance_loss() -> None:
+    logits, prior = draw(1, N, C), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    rows = [softmax(row) for row in logits.tolist()]
+    mean = [sum(row[c] for row in rows) / N for c in range(C)]
+    wanted = sum(float(p) * math.log(float(p) / m) for p, m in zip(prior, mean, strict=True))
+    close(balance_loss(logits, prior), wanted)
+    assert balance_loss(torch.tensor([[90.0, 0.0], [90.0, 0.0]]), torch.tensor([0.5, 0.5])) > 40
+    assert balance_loss(torch.zeros(4, 2), torch.tensor([0.0, 1.0])).isfinite()
+
+
+def test_divergence_from_labels_and_entropy() -> None:
+    logits, soft = draw(1, N, C), torch.softmax(draw(2, N, C).detach(), 1)
+    soft[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    divergence, spread = [], []
+    for row, y in zip(logits.tolist(), soft.tolist(), strict=True):
+        s = softmax(row)
+        divergence.append(sum(a * math.log(a / b) for a, b in zip(y, s, strict=True) if a > 0))
+        spread.append(-sum(a * math.log(a) for a in s))
+    close(divergence_from_labels(logits, soft), divergence)
+    close(entropy(logits), spread)
+
+
+def test_joint_optims_loss_adds_its_three_terms() -> None:
+    task = plain_task()
+    denoiser = build("joint_optim", task, {"alpha": 1.2, "beta": 0.8, "prior": "observed"}).double()
+    stage = denoiser.stages()[0]
+    batch, clock = first_step(denoiser, task, stage)
+    (update,) = denoiser.step(stage, batch, clock)
+    logits = task.call(denoiser.module("target"), batch.inputs)
+    shares = [float((task.labels == c).double().mean()) for c in range(3)]
+    rows = [softmax(row) for row in logits.tolist()]
+    mean = [sum(row[c] for row in rows) / len(rows) for c in range(3)]
+    balance = sum(p * math.log(p / m) for p, m in zip(shares, mean, strict=True))
+    loop = [
+        -math.log(row[int(y.argmax())]) + 1.2 * balance - 0.8 * sum(s * math.log(s) for s in row)
+        for row, y in zip(rows, batch.label, strict=True)
+    ]
+    torch.testing.assert_close(update.loss.tolist(), loop, rtol=1e-6, atol=1e-6)  # shares are kept in float32
+
+
+def test_labels_are_the_mean_of_the_last_predictions() -> None:
+    """From the epoch that was asked for; a row that an epoch left out keeps what is in that epoch's place."""
+    task = image_task()
+    denoiser = build("joint_optim", task, {"memory": 2, "relabel_from": 0.5})
+    stage, train = denoiser.stages()
+    observed = denoiser.get_buffer("found").clone()
+    places: list[dict[int, Tensor]] = [{}, {}]
+    for epoch in range(4):
+        denoiser.begin_epoch(stage, epoch)
+        found = denoiser.get_buffer("found")
+        if epoch < 2:
+            assert torch.equal(found, observed)
+        else:
+            check_means(found, observed, places)
+        (sweep,) = denoiser.passes(stage, epoch)
+        for step, batch in enumerate(task.loader(sweep, (0, epoch, 0)).batches()):
+            assert torch.equal(batch.label, found[batch.index])
+            rows = torch.softmax(task.call(denoiser.module("target"), batch.inputs), 1).detach()
+            list(denoiser.step(stage, batch, Clock(step, 16, epoch, 4, {"target": 0.1})))
+            places[epoch % 2] |= dict(zip(batch.index.tolist(), rows, strict=True))
+        with torch.no_grad():  # another network in each epoch
+            for parameter in denoiser.module("target").parameters():
+                parameter.mul_(1.1)
+    denoiser.begin_stage(train)
+    check_means(denoiser.get_buffer("found"), observed, places)
+
+
+def check_means(found: Tensor, observed: Tensor, places: list[dict[int, Tensor]]) -> None:
+    for row in range(len(found)):
+        rows = [place[row] for place in places if row in place]
+        if rows:  # batch norm sees the same batch twice, so that the two forwards agree
+            torch.testing.assert_close(found[row], sum(rows) / len(rows))
+    assert not torch.equal(found, observed)
+
+
+def test_hard_labels_are_classes() -> None:
+    loop = image_loop("joint_optim", image_task(), {"labels": "hard"})
+    loop.run()
+    found = loop.denoiser.get_buffer("found")
+    assert set(found.unique().tolist()) == {0.0, 1.0}
+    assert (found.sum(1) == 1).all()
+
+
+@pytest.mark.parametrize(("value", "epochs", "epoch"), [(0.35, 200, 70), (70, 200, 70), (0.35, 1, 1), (1, 10, 1)])
+def test_moments(value: float, epochs: int, epoch: int) -> None:
+    assert moment(value, epochs) == epoch
+
+
+# M-correction
+
+
+def test_beta_densities_are_scipys() -> None:
+    x = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
+    alpha, beta = torch.tensor([0.7, 5.0]).double(), torch.tensor([3.0, 1.5]).double()
+    wanted = np.stack([stats.beta.logpdf(x.numpy(), float(a), float(b)) for a, b in zip(alpha, beta, strict=True)], 1)
+    close(beta_mixture.log_density(x, alpha, beta), wanted)
+
+
+def test_one_round_of_em() -> None:
+    """Responsibilities and weighted moments, one example after the other."""
+    x = torch.rand(20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    alpha, beta, weight = (torch.tensor(v).double() for v in ([1.0, 2.0], [2.0, 1.0], [0.5, 0.5]))
+    shares = []
+    for value in x.tolist():
+        parts = [w * stats.beta.pdf(value, a, b) for a, b, w in ((1, 2, 0.5), (2, 1, 0.5))]
+        shares.append([part / sum(parts) for part in parts])
+    share = beta_mixture.responsibilities(x, alpha, beta, weight)
+    close(share, shares)
+    found = beta_mixture.by_moments(x, share)
+    for k in range(2):
+        total = sum(row[k] for row in shares)
+        mean = sum(row[k] * v for row, v in zip(shares, x.tolist(), strict=True)) / total
+        variance = sum(row[k] * (v - mean) ** 2 for row, v in zip(shares, x.tolist(), strict=True)) / total
+        a = mean * (mean * (1 - mean) / variance - 1)
+        close(torch.stack([part[k] for part in found]), [a, a * (1 - mean) / mean, total / 20])
+
+
+def two_betas(n: int, share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Losses of which ``share`` are large, and which ones."""
+    random = np.random.default_rng(seed)
+    wrong = random.random(n) < share
+    place = np.where(wrong, random.beta(8, 3, n), random.beta(2, 10, n))
+    return torch.from_numpy(7 * place + 0.1), torch.from_numpy(wrong)
+
+
+@pytest.mark.parametrize("share", [0.36, 0.5])
+def test_the_mixture_finds_what_the_losses_were_drawn_from(share: float) -> None:
+    loss, wrong = two_betas(4000, share)
+    mixture = beta_mixture.fit(loss, rounds=50)
+    assert abs(float(mixture.weight[1]) - share) < 0.05
+    large = mixture.large(loss)
+    assert ((large > 0.5) == wrong).double().mean() > 0.97
+    assert mixture.mean[0] < mixture.mean[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 1000), st.floats(0.01, 50), st.booleans())
+def test_the_posterior_is_a_probability_that_rises_with_the_loss(n: int, seed: int, scale: float, heavy: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    loss = torch.rand(n, generator=generator) * scale
+    if heavy:
+        loss = loss**8 * 100
+    large = beta_mixture.fit(loss).large(loss)
+    assert large.isfinite().all()
+    assert ((large >= 0) & (large <= 1)).all()
+    ordered = large[loss.argsort()]
+    assert (ordered[-1] >= ordered[0]).item()
+
+
+def test_doubt_rises_with_the_loss_at_both_ends_unless_asked_otherwise() -> None:
+    """With few wrong labels, the fit's second component is wide, and rises again towards the smallest losses."""
+    loss, _ = two_betas(4000, 0.1)
+    places = torch.linspace(float(loss.min()), float(loss.max()), 200)
+    steps = beta_mixture.fit(loss).large(places).diff()
+    assert (steps >= -1e-3).all()  # a hundred places are looked at
+    published = beta_mixture.fit(loss, both_tails=False).large(places)
+    assert published[0] > published.min() + 0.1
+    assert published[-1] == published.max()
+
+
+def test_losses_that_are_all_alike_are_fitted_without_harm() -> None:
+    large = beta_mixture.fit(torch.full((50,), 2.3)).large(torch.full((50,), 2.3))
+    assert large.isfinite().all()
+
+
+@pytest.mark.parametrize("bootstrap", ["hard", "soft"])
+def test_m_corrections_loss(bootstrap: str) -> None:
+    """delta l(p) + (1 - delta) l(q), each with its own corrected label, plus the pull to equal shares."""
+    task = plain_task()
+    denoiser = build("m_correction", task, {"bootstrap": bootstrap}).double()
+    (stage,) = denoiser.stages()
+    batch, clock = first_step(denoiser, task, stage, epoch=1)
+    denoiser.get_buffer("doubt").copy_(torch.rand(task.n_rows, generator=torch.Generator().manual_seed(2)))
+    target, doubt = denoiser.module("target"), denoiser.get_buffer("doubt")[batch.index].tolist()
+    torch.manual_seed(3)
+    (update,) = denoiser.step(stage, batch, clock)
+    torch.manual_seed(3)
+    share = float(torch.distributions.Beta(32.0, 32.0).sample())
+    partners = torch.randperm(len(batch.label)).tolist()
+    predictions = [softmax(row) for row in task.call(target, batch.inputs).tolist()]
+    mixed = torch.stack(
+        [share * x + (1 - share) * batch.inputs[q] for x, q in zip(batch.inputs, partners, strict=True)]
+    )
+    rows = [softmax(row) for row in task.call(target, mixed).tolist()]
+    mean = [sum(row[c] for row in rows) / len(rows) for c in range(3)]
+    pull = sum(math.log(1 / 3 / m) / 3 for m in mean)
+
+    def part(example: int, row: list[float]) -> float:
+        total, w = 0.0, doubt[example]
+        for c in range(3):
+            z = predictions[example][c]
+            if bootstrap == "hard":
+                z = float(c == max(range(3), key=lambda k: predictions[example][k]))
+            total -= ((1 - w) * float(batch.label[example] == c) + w * z) * math.log(row[c])
+        return total
+
+    loop = [share * part(i, rows[i]) + (1 - share) * part(q, rows[i]) + pull for i, q in enumerate(partners)]
+    torch.testing.assert_close(update.loss.tolist(), loop, rtol=1e-6, atol=1e-6)  # doubts are kept in float32
+
+
+def test_doubts_begin_after_the_warmup_and_find_the_noise() -> None:
+    task = image_task(n=132)
+    loop = image_loop("m_correction", task, {"warmup": 0.5}, epochs=12)
+    rows = loop.run()
+    assert [row["doubt"] == 0 for row in rows] == [True] * 6 + [False] * 6
+    doubt = loop.denoiser.get_buffer("doubt")
+    wrong = task.labels != task.source("train").true_labels  # type: ignore[attr-defined]
+    assert doubt[wrong].mean() > doubt[~wrong].mean() + 0.1

@@ -17,6 +17,8 @@ from vision.methods.elr import ELR
 from vision.methods.forward import Forward
 from vision.methods.gce import GCE
 from vision.methods.jocor import JoCoR
+from vision.methods.joint_optim import JointOptim
+from vision.methods.m_correction import MCorrection
 from vision.methods.mae import MAE
 from vision.methods.mixup import Mixup
 from vision.methods.mw_net import MWNet
@@ -45,6 +47,8 @@ METHODS = Registry(
         TRevision,
         NoiseAdaptation,
         DMI,
+        JointOptim,
+        MCorrection,
     ),
 )
 

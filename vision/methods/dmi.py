@@ -51,7 +51,7 @@ class DMIConfig(DenoiserConfig):
 
 
 def determinant_loss(logits: Tensor, label: Tensor, epsilon: float = 0.001, scaled: bool = False) -> Tensor:
-    """``-log(|det U| + epsilon)`` with ``U[c, j] = mean p_c 1[y~ = j]`` (Eq. 3), a scalar of the whole batch.
+    """``-log(|det U| + epsilon)`` with ``U[c, j] = mean p_c 1[y~ = j]``, a scalar of the whole batch.
 
     Args:
         logits: ``(n, C)`` logits.

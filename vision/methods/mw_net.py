@@ -56,8 +56,8 @@ class WeightNet(nn.Module):
 class MWNet(Denoiser):
     """Meta-Weight-Net (Algorithm 1).
 
-    A step looks one plain gradient step of the classifier ahead, ``w - lr grad mean V(l_i) l_i`` (Eq. 5), moves the
-    weight network V down the gradient of the clean loss there (Eq. 6), then the classifier with new weights (Eq. 7).
+    A step looks one plain gradient step of the classifier ahead, ``w - lr grad mean V(l_i) l_i``, moves the
+    weight network V down the gradient of the clean loss there, then the classifier with the new weights.
     """
 
     name = "mw_net"

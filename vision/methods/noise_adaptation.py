@@ -24,7 +24,7 @@ class NoiseAdaptationConfig(DenoiserConfig):
     """Options of the noise adaptation layer. The paper: any network, trained by Adam with dropout."""
 
     layer: Literal["simple", "complex"] = "simple"
-    """``simple``: one (C, C) matrix for all images (Eq. 6); ``complex``: the image's embedding moves it (Eq. 3)."""
+    """``simple``: one (C, C) matrix for all images; ``complex``: the image's embedding moves it."""
 
     warm_epochs: int | None = None
     """Epochs without the layer, which then starts from that network's confusion matrix; null takes the run's."""
@@ -61,7 +61,7 @@ class Channel(nn.Module):
 
 
 def channel_loss(logits: Tensor, label: Tensor, channel: Tensor) -> Tensor:
-    """``-log sum_i p_i P(y~ | i)`` with p the softmax (Eq. 4); ``(n,)``.
+    """``-log sum_i p_i P(y~ | i)`` with p the softmax; ``(n,)``.
 
     Args:
         logits: ``(n, C)`` of the true class.
@@ -77,7 +77,7 @@ def channel_loss(logits: Tensor, label: Tensor, channel: Tensor) -> Tensor:
 
 
 def soft_confusion(probability: Tensor, label: Tensor) -> Tensor:
-    """``sum_t p_t[i] 1[y~_t = j] / sum_t p_t[i]`` (Sec. 3): ``(C, C)``, rows sum to 1.
+    """``sum_t p_t[i] 1[y~_t = j] / sum_t p_t[i]`` : ``(C, C)``, rows sum to 1.
 
     Args:
         probability: ``(N, C)`` predictions.

@@ -21,7 +21,7 @@ class TRevisionConfig(TransitionConfig):
     """Options of T-Revision. The paper: ResNet-18 or 34, SGD 0.01, times 0.1 at 40 and 80, batch 128, decay 1e-4."""
 
     loss: Literal["reweight", "forward"] = "reweight"
-    """``reweight``: cross-entropy with importance weights (Eq. 1); ``forward``: Forward's loss."""
+    """``reweight``: cross-entropy with importance weights; ``forward``: Forward's loss."""
 
     revision_epochs: int | None = None
     """Epochs in which classifier and slack learn together; null takes the run's, 0 leaves the matrix as it is."""

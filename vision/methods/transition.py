@@ -68,7 +68,7 @@ def anchor_transition(probability: Tensor, percentile: float = 97.0) -> Tensor:
     """A transition matrix from anchors: row i is the prediction for an image that is surely of class i.
 
     The anchor of class i is the image with the largest probability of i among those below the ``percentile`` of it, so
-    that a few overconfident ones do not decide; 100 takes the largest of all (Patrini et al., Eq. 12 and Sec. 5.1).
+    that a few overconfident ones do not decide; 100 takes the largest of all (Patrini et al.).
 
     Args:
         probability: ``(N, C)`` predictions of a network that was trained on the observed labels.
@@ -113,7 +113,7 @@ def importance(logits: Tensor, label: Tensor, transition: Tensor) -> Tensor:
 
 
 def reweighted_loss(logits: Tensor, label: Tensor, transition: Tensor, through_weight: bool) -> Tensor:
-    """Cross-entropy times :func:`importance` (Xia et al., Eq. 1); ``(n,)``.
+    """Cross-entropy times :func:`importance` (Xia et al.); ``(n,)``.
 
     Args:
         logits: ``(n, C)`` of the true class.

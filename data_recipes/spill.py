@@ -53,7 +53,7 @@ class Buckets:
         for path, part in zip(self.paths, np.split(records[order], cuts), strict=True):
             if len(part):
                 with path.open("ab") as file:
-                    part.tofile(file)
+                    file.write(part.tobytes())
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Each bucket's records, by user, item and row."""

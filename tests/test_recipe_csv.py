@@ -425,6 +425,52 @@ def test_the_same_place_for_other_options_is_built_anew(tmp_path: Path) -> None:
     assert read_inter(build(source, tmp_path / "out", clean="dwell > 30"), "clean_test") != before
 
 
+# Disks and processes
+
+
+BUILD_SCRIPT = """
+import resource, signal, sys
+import data_recipes
+from data_recipes.csv_table import TableOptions, csv_recipe
+source, out, most = sys.argv[1:]
+if int(most):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
+try:
+    print(data_recipes.build(csv_recipe(TableOptions("user", "item", "dwell > 10")), out, source)[0])
+except data_recipes.RecipeError as error:
+    print("refused:", error)
+"""
+
+
+def start(source: Path, out: Path, most: int = 0) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", BUILD_SCRIPT, str(source), str(out), str(most)]
+    return subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("most", [4_000, 20_000])
+def test_files_that_cannot_grow_leave_nothing(tmp_path: Path, most: int) -> None:
+    """The system refuses bytes, as on a full disk: first the buckets', then the finished files'."""
+    rows = [{**row, "user": row["user"] and row["user"] + 60 * "x"} for row in clicks(500, n_users=400)]
+    ran = start(write(tmp_path / "a.csv", rows), tmp_path / "out", most)
+    printed, complaints = ran.communicate(timeout=60)
+    assert printed.startswith("refused: Cannot write to "), printed + complaints
+    assert "File too large" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_two_processes_at_once_build_one_folder(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", clicks(3000))
+    runs = [start(source, tmp_path / "out") for _ in range(2)]
+    printed = [run.communicate(timeout=60) for run in runs]
+    assert [out.strip() for out, _ in printed] == [str(tmp_path / "out" / "clean" / "a")] * 2, printed
+    data_recipes.verify_folder(tmp_path / "out" / "clean" / "a")
+    alone = build(source, tmp_path / "alone")
+    for path in alone.iterdir():
+        assert (tmp_path / "out" / "clean" / "a" / path.name).read_bytes() == path.read_bytes()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clean"]
+
+
 # The command line
 
 

@@ -228,7 +228,8 @@ def test_anchors_find_the_transition_of_a_network_that_knows_it() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([[1, 0], [0, 1]], r"shape \(2, 2\); 3 classes need \(3, 3\)"),
+        ([[1, 0], [0, 1]], "has 2 rows and columns; there are 3 classes"),
+        ([[1, 0], [0, 1], [0, 1]], r"shape \(3, 2\); it must be square"),
         ([[1, 0, 0], [0, 1, 0], [0.5, 0, 0.1]], "Row 2 .* sums to 0.6"),
         ([[1, 0, 0], [0, 1, 0], [-1, 1, 1]], "must be zero or more"),
         ([[1, 0, 0], [0, 1, 0], ["a", 1, 1]], "no table of numbers"),
@@ -243,13 +244,19 @@ def test_a_wrong_transition_is_refused(given: Any, message: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".txt"])
 def test_a_transition_is_read_from_a_file(tmp_path: Path, suffix: str) -> None:
-    path, t = tmp_path / f"t{suffix}", matrix(4, 3)
+    path, t = tmp_path / f"t{suffix}", matrix(4, 3) * 1.0003
     if suffix == ".npy":
         np.save(path, t.numpy())
     else:
         np.savetxt(path, t.numpy(), delimiter="," if suffix == ".csv" else " ")
     found = build("forward", image_task(), {"transition": str(path)})
-    torch.testing.assert_close(found.get_buffer("transition"), t.float())
+    torch.testing.assert_close(found.get_buffer("transition"), matrix(4, 3).float())
+    again = found.read_config(found.config.to_dict())
+    assert again == found.config
+    path.unlink()
+    assert (
+        build("forward", image_task(), again.to_dict()).get_buffer("transition").equal(found.get_buffer("transition"))
+    )
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="no table of numbers"):
         build("forward", image_task(), {"transition": str(path)})

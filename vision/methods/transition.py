@@ -26,18 +26,14 @@ from recdenoise.task import Batch, ClassTask, Task
 FORMATS = "a .npy file, or a .csv or .txt file with a row of numbers for each class"
 
 
-def read_transition(value: str | list, n_classes: int) -> Tensor:
-    """A given transition matrix.
+def read_transition(value: str | list) -> list[list[float]]:
+    """A given transition matrix as rows of numbers, each a true class.
 
     Args:
-        value: rows of numbers, or the path of a file with them: ``.npy``, or text with commas or spaces.
-        n_classes: C.
-
-    Returns:
-        ``(C, C)`` float32; rows are true classes and sum to 1.
+        value: the rows, or the path of a file with them: ``.npy``, or text with commas or spaces.
 
     Raises:
-        UserError: unreadable, of another shape, below zero, or a row that does not sum to 1.
+        UserError: unreadable, not square, below zero, or a row that does not sum to 1.
     """
     where = f"The transition matrix {value}" if isinstance(value, str) else "The transition matrix"
     try:
@@ -46,15 +42,16 @@ def read_transition(value: str | list, n_classes: int) -> Tensor:
         raise UserError(f"{where} cannot be read ({error.strerror or error}); it must be {FORMATS}.") from None
     except (ValueError, TypeError, EOFError):
         raise UserError(f"{where} is no table of numbers; it must be {FORMATS}, or a list of rows.") from None
-    if array.shape != (n_classes, n_classes):
-        raise UserError(f"{where} has shape {array.shape}; {n_classes} classes need ({n_classes}, {n_classes}).")
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise UserError(f"{where} has shape {array.shape}; it must be square, a row and a column for each class.")
     if not (np.isfinite(array).all() and (array >= 0).all()):
         raise UserError(f"{where} has entries that are no probabilities; all must be zero or more.")
     sums = array.sum(1)
     if abs(sums - 1).max() > 1e-3:
         row = int(abs(sums - 1).argmax())
         raise UserError(f"Row {row} of {where[0].lower()}{where[1:]} sums to {sums[row]:.4g}; every row must sum to 1.")
-    return torch.from_numpy(array / sums[:, None]).float()
+    # Rows that sum to 1 but for rounding stay as they are, so that reading what was read changes no bit.
+    return np.where(abs(sums - 1)[:, None] > 1e-9, array / sums[:, None], array).tolist()
 
 
 def _read_file(path: Path) -> np.ndarray:
@@ -144,6 +141,8 @@ class TransitionConfig(DenoiserConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.transition is not None:  # a file's numbers are kept: what was trained can then be loaded without it
+            object.__setattr__(self, "transition", read_transition(self.transition))
         require(0 < self.percentile <= 100, "percentile", self.percentile, "above 0 and at most 100")
         if self.warm_epochs is not None:
             require(self.warm_epochs >= 1, "warm_epochs", self.warm_epochs, "1 or more")
@@ -166,7 +165,10 @@ class ThroughTransition(Denoiser):
         self.transition: Tensor
         self.register_buffer("transition", torch.eye(task.n_classes))
         if given is not None:
-            self.transition.copy_(read_transition(given, task.n_classes))
+            if len(given) != task.n_classes:
+                rows, classes = len(given), task.n_classes
+                raise UserError(f"The transition matrix has {rows} rows and columns; there are {classes} classes.")
+            self.transition.copy_(torch.tensor(given))
 
     def estimating_stages(self) -> list[Stage]:
         """The stage that trains what the matrix is read from; none where it is given."""

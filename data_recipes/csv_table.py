@@ -160,7 +160,6 @@ def table_folder(
         seed=None if cut.by_time else cut.seed,
         clean={"rule": rule.text, "rating": rating} if rule else None,
     )
-    manifest["clean"] = {"rule": options.clean and options.clean.strip(), "rating": rating}
     return Folder("clean", name, files, manifest)
 
 

@@ -163,14 +163,19 @@ def train_columns(run: Run) -> pd.DataFrame:
     return table
 
 
-def numbers(columns: pd.DataFrame, column: str, path: Path) -> NDArray[np.float64]:
-    """A column as numbers. Raises ``UserError`` that names file, line and column, or lists the columns there are."""
+def numbers(columns: pd.DataFrame, column: str, path: Path, gaps: bool = False) -> NDArray[np.float64]:
+    """A column as numbers; with ``gaps`` empty cells are NaN.
+
+    Raises:
+        UserError: names file, line and column, or lists the columns there are.
+    """
     import pandas as pd
 
     if column not in columns:
         raise UserError(f"{path} has no column {column!r}; it has {', '.join(columns)}.")
     values = pd.to_numeric(columns[column], errors="coerce").to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(np.isnan(values))
+    empty = (columns[column] == "").to_numpy() if gaps else np.zeros(len(columns), dtype=bool)
+    bad = np.flatnonzero(np.isnan(values) & ~empty)
     if len(bad):
         told = f"{columns[column].iloc[bad[0]]!r} in column {column!r}"
         raise UserError(f"{path}, line {bad[0] + 2}: {told} is not a number.")
@@ -188,9 +193,13 @@ def flagged(columns: pd.DataFrame, column: str, path: Path) -> NDArray[np.bool_]
 
 
 def meets(columns: pd.DataFrame, rule: str, path: Path) -> NDArray[np.bool_]:
-    """Which rows meet a rule such as ``rating >= 5``. Raises ``UserError`` as :func:`numbers`, or for no rule."""
+    """Which rows meet a rule such as ``rating >= 5``; a row with an empty cell in a column of the rule does not.
+
+    Raises:
+        UserError: as :func:`numbers`, or for no rule.
+    """
     try:
         read = read_rule(rule)
     except data_recipes.RecipeError as error:
         raise UserError(str(error)) from error
-    return read({name: numbers(columns, name, path) for name in read.columns})
+    return read({name: numbers(columns, name, path, gaps=True) for name in read.columns})

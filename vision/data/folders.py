@@ -249,10 +249,13 @@ def decode(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     except Exception as error:  # Pillow's decoders raise almost anything: OSError, SyntaxError, struct.error, ...
         raise Unreadable(_sentence(path, error)) from error
     if (image.height, image.width) != size:
-        scale = max(height / image.height, width / image.width)
-        across, down = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        # Rounded as torchvision's Resize and CenterCrop do, so that both give the same pixels.
+        if width * image.height >= height * image.width:
+            across, down = width, max(height, int(width * image.height / image.width))
+        else:
+            across, down = max(width, int(height * image.width / image.height)), height
         image = image.resize((across, down), Image.Resampling.BILINEAR)
-        left, top = (across - width) // 2, (down - height) // 2
+        left, top = round((across - width) / 2), round((down - height) / 2)
         image = image.crop((left, top, left + width, top + height))
     array = np.array(image, dtype=np.uint8)
     return torch.from_numpy(array).reshape(height, width, channels).permute(2, 0, 1)

@@ -259,7 +259,7 @@ def load(folder: Path, device: str | None = None) -> tuple[Settings, Prepared, R
     if device is not None:
         settings = replace(settings, options=replace(settings.options, device=device))
     prepared = prepare(settings)
-    run = build(settings, prepared)
+    run = build(replace(settings, options=replace(settings.options, weights=None)), prepared)
     state = checkpoint.load(path, run.task.device)
     checkpoint.require_same(path, state["identity"], settings.identity(state["identity"].get("version", "")))
     checkpoint.load_modules(path, run.denoiser.load_state_dict, state["modules"])

@@ -272,7 +272,9 @@ def rebuild(settings: Mapping[str, Any], model: nn.Module | None, device: str | 
             f"{path} holds the weights of a model of your own: load it with model=..., the same architecture."
         )
     method, config = methods.parse(settings["method"])
-    options = read_train_options({**settings["options"], "device": device, "compile": False, "batch_size": 1})
+    options = read_train_options(
+        {**settings["options"], "device": device, "compile": False, "batch_size": 1, "weights": None}
+    )
     n, n_classes = settings["n_rows"], settings["n_classes"]
     # One blank image stands for all: nothing but the number of rows is asked of them.
     images = torch.zeros((1, *settings["shape"]), dtype=torch.uint8, device=options.torch_device())

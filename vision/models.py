@@ -24,23 +24,30 @@ class Builder:
     Args:
         model: a name of :mod:`vision.networks`, a function without arguments, or a module.
         n_classes: outputs.
-        in_channels: of the images, for a name.
+        shape: ``(C, H, W)`` of an image, for a name.
         pretrained: whether the weights of a module at hand, or of what the function returns, are worth keeping.
+        weights: file of weights that a named network begins with.
 
     Raises:
         UserError: an unknown name, or something that is no model.
     """
 
-    def __init__(self, model: Model, n_classes: int, in_channels: int, pretrained: bool = False) -> None:
-        self.model, self.n_classes, self.in_channels, self.pretrained = model, n_classes, in_channels, pretrained
+    def __init__(
+        self,
+        model: Model,
+        n_classes: int,
+        shape: tuple[int, int, int],
+        pretrained: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        self.model, self.n_classes, self.shape = model, n_classes, shape
+        self.pretrained, self.weights = pretrained or weights is not None, weights
         if not isinstance(model, str | nn.Module) and not callable(model):
             raise UserError(
                 f"The model is {model!r}; it must be a network's name, a torch.nn.Module or a function that builds one."
             )
-        if isinstance(model, str):
-            from vision import networks
-
-            networks.build(model, n_classes, in_channels)
+        if weights is not None and not isinstance(model, str):
+            raise UserError("Option 'weights' is for named networks; load the weights into the model that you give.")
 
     @property
     def name(self) -> str:
@@ -54,8 +61,11 @@ class Builder:
         if isinstance(self.model, str):
             from vision import networks
 
-            return networks.build(self.model, self.n_classes, self.in_channels)
-        if isinstance(self.model, nn.Module):
+            channels, *size = self.shape
+            model = networks.build(
+                self.model, self.n_classes, channels, image_size=(size[0], size[1]), weights=self.weights
+            )
+        elif isinstance(self.model, nn.Module):
             model = copy.deepcopy(self.model)
             if member and not self.pretrained:
                 self._redraw(model, "The model")

@@ -110,6 +110,9 @@ class TrainOptions:
     pretrained: bool = False
     """The given model's weights are worth keeping: further copies share them, with a last layer of their own."""
 
+    weights: str | None = None
+    """File of weights that a named network begins with, the last layer excepted where its size differs."""
+
     checkpoint_seconds: float = 20.0
     """Least time between two checkpoints within a stage."""
 

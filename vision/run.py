@@ -70,10 +70,11 @@ class Run:
     ) -> None:
         check_method(method, config, sets)
         self.method, self.config, self.options, self.sets, self.seed = method, config, options, sets, seed
-        shape = tuple(sets.train.images.shape[1:])
+        channels, height, width = sets.train.images.shape[1:]
         device = options.torch_device()
         channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
-        self.builder = Builder(model, sets.train.n_classes, shape[0], options.pretrained)
+        shape = (channels, height, width)
+        self.builder = Builder(model, sets.train.n_classes, shape, options.pretrained, options.weights)
         self.task = ImageTask(
             sets.train,
             new_model=self.builder,

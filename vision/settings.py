@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from recdenoise.denoisers import Denoiser, DenoiserConfig
@@ -128,8 +129,8 @@ def resolve(
         raise UserError(f"{misplaced[0]} is an option of the method: --set method.{misplaced[0]}=VALUE.")
     config = chosen.read_config(method_options or {})
     options = read_train_options(run_options or {})
-    if network not in networks.names():
-        raise unknown_name("network", network, networks.names())
+    with torch.device("meta"):  # the name alone is tried: nothing is drawn or stored
+        networks.build(network, 10, 3)
     if places.get("noise") is not None:
         spec = noise.parse(places["noise"])
         places["noise"] = None if spec.kind == "none" else str(spec)  # the whole name: which symmetric, for example

@@ -13,9 +13,11 @@ from click.testing import CliRunner
 
 from recdenoise.cli import cli
 from recdenoise.errors import UserError
+from recdenoise.recbole_adapter.settings import resolve
 from recdenoise.reports import grid, markdown, published, significance, table_report
 from recdenoise.reports.comparison import collect, table_rows
-from recdenoise.reports.runs import InTokenOrder, token_order
+from recdenoise.reports.runs import InTokenOrder, run_one, token_order
+from tests.built_folder import write_built
 from tests.test_grid import fake
 
 
@@ -101,8 +103,11 @@ def test_one_run_leaves_users_and_ties_and_is_not_repeated(built: Path, here: Pa
     users = significance.mean_users([here / "run" / "users.csv"], "recall@20")
     assert sum(users.values()) / len(users) == pytest.approx(result["test"]["recall@20"])
     ties = json.loads((here / "run" / "ties.json").read_text(encoding="utf-8"))
-    assert ties["all"] == pytest.approx(result["test"])  # trained scores have no ties
-    assert ties["n_tied"] == 0
+    assert (ties["all"], ties["cold"], ties["n_tied"]) == (
+        result["test"],
+        None,
+        None,
+    )  # no user is new: not ranked again
     written = (here / "run" / "result.json").stat().st_mtime_ns
     (here / "run" / "users.csv").unlink()
     assert CliRunner().invoke(cli, words).exit_code == 0
@@ -137,6 +142,24 @@ def test_ties_are_broken_by_token_and_nothing_else_moves(trained: Path) -> None:
     assert ordered.tied == sum(
         scores[u].sort(descending=True).values[19] == scores[u].sort(descending=True).values[20] for u in range(5)
     )
+
+
+def test_new_users_are_ranked_again_with_ties_broken(tmp_path: Path) -> None:
+    """Under ``paper`` a user without training rows counts. One epoch of decay leaves scores that still differ."""
+
+    def forget(parts: dict[str, Any]) -> None:
+        train = parts["train"]
+        parts["train"] = train.take(np.flatnonzero(~np.isin(train.users, ["u1", "u2"])))
+
+    folder = write_built(tmp_path / "data", ("paper",), forget)
+    settings = resolve("GMF", str(folder), "normal", overrides={"epochs": 1})
+    run_one(settings, tmp_path / "run", ["users", "ties"])
+    result = grid.result_of(tmp_path / "run")
+    assert result is not None
+    ties = json.loads((tmp_path / "run" / "ties.json").read_text(encoding="utf-8"))
+    assert (ties["n_tied"], result["counts"]["n_unseen_users"]) == (0, 2)
+    assert ties["all"] == pytest.approx(result["test"])
+    assert ties["cold"] == pytest.approx(result["counts"]["cold"])
 
 
 # Paired tests and populations

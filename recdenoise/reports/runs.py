@@ -169,11 +169,19 @@ def token_order(tokens: np.ndarray[Any, Any]) -> Tensor:
 
 
 def write_ties(folder: Path, run: Run) -> None:
-    """Write ``ties.json``: the test with ties broken by token, and the number of users with ties."""
+    """Write ``ties.json``: the test with ties broken by token, and the number of users with ties.
+
+    Where training saw every test user nothing is ranked again: the file says so by a number that is ``null``.
+    """
+    record = read_record(folder)
+    if record is not None and not record["counts"]["n_unseen_users"]:
+        known = {"all": record["test"], "warm": None, "cold": None}
+        checkpoint.write_json(folder / KEPT["ties"], {**known, "n_users": record["counts"]["n_users"], "n_tied": None})
+        return
     ordered = InTokenOrder(run.settings, run.data, run.task, run.denoiser, run.validation, run.prepare_seconds)
     measured = ordered.evaluate(TOPK, METRICS)
-    record: dict[str, Any] = {"all": measured.mean, "warm": measured.warm, "cold": measured.cold}
-    checkpoint.write_json(folder / KEPT["ties"], {**record, "n_users": measured.n_users, "n_tied": ordered.tied})
+    means: dict[str, Any] = {"all": measured.mean, "warm": measured.warm, "cold": measured.cold}
+    checkpoint.write_json(folder / KEPT["ties"], {**means, "n_users": measured.n_users, "n_tied": ordered.tied})
 
 
 def write_predictions(folder: Path, run: Run) -> None:

@@ -177,7 +177,8 @@ def corrupted(
     facts |= {"injected": {split: n for split, n in counts.items() if n}, "realised_rate": counts["train"] / n_rows}
     note = (
         f"{counts['train']:,} of the {n_rows:,} training rows were injected (kind {kind}, seed {seed}): unobserved "
-        f"pairs, marked by 1 in the column {INJECTED}, with rating 0."
+        f"pairs, marked by 1 in the column {INJECTED}"
+        + (", with rating 0." if source.config.get("RATING_FIELD") in source.splits["train"].types else ".")
     )
     return derived(source, splits, "corrupted", facts, [note], seed)
 

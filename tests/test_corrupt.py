@@ -303,30 +303,55 @@ def test_plain_recbole_reads_it(built: Path, here: Path) -> None:
     assert parts[0]._dataset.inter_feat["injected"].sum() == 100
 
 
-def test_time_and_labels_are_those_of_a_row_of_the_user(built: Path, here: Path) -> None:
-    def with_time(path: Path) -> None:
-        for split in own_data.SPLITS:
-            file = path / f"tiny.{split}.inter"
-            part = own_data.read_inter(file)
-            day = part.rows["user_id"].str[1:].astype(int) * 1000 + np.arange(len(part.rows)) % 7
-            wide = part.with_column("time", day.astype(str).to_numpy())
-            shop = own_data.InterFile(
-                {**wide.types, "shop": "token"}, wide.rows.assign(shop="shop of " + wide.rows["user_id"])
-            )
-            file.write_bytes(shop.to_bytes())
-        config = path / "tiny.yaml"
-        config.write_text(config.read_text().replace("rating]", "rating, time]") + "TIME_FIELD: time\n")
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name in manifest["files"]:
-            manifest["files"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-        (path / "manifest.json").write_text(json.dumps(manifest))
+def renew_hashes(folder: Path) -> None:
+    """A manifest that fits the files, new ones included."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
+    manifest["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
+
+def test_time_and_labels_are_those_of_a_row_of_the_user(built: Path, here: Path) -> None:
     shutil.copytree(built, "timed")
-    with_time(here / "timed" / "paper" / "tiny")
+    folder = here / "timed" / "paper" / "tiny"
+    for split in own_data.SPLITS:
+        file = folder / f"tiny.{split}.inter"
+        part = own_data.read_inter(file)
+        day = part.rows["user_id"].str[1:].astype(int) * 1000 + np.arange(len(part.rows)) % 7
+        wide = part.with_column("time", day.astype(str).to_numpy())
+        shops = wide.rows.assign(shop="shop of " + wide.rows["user_id"])
+        file.write_bytes(own_data.InterFile({**wide.types, "shop": "token"}, shops).to_bytes())
+    config = folder / "tiny.yaml"
+    config.write_text(config.read_text().replace("rating]", "rating, time]") + "TIME_FIELD: time\n")
+    renew_hashes(folder)
     added = inter(corrupt(here / "timed", "noisy"), "train").iloc[400:]
     assert (added["time"].astype(int) // 1000 == added["user_id"].str[1:].astype(int)).all()
     assert added["time"].nunique() > 40
     assert (added["shop"] == "shop of " + added["user_id"]).all()
+
+
+def test_a_set_without_ratings_and_with_files_of_ids(built: Path, here: Path) -> None:
+    shutil.copytree(built, "bare")
+    folder = here / "bare" / "paper" / "tiny"
+    for split in own_data.SPLITS:
+        file = folder / f"tiny.{split}.inter"
+        part = own_data.read_inter(file)
+        file.write_bytes(
+            own_data.InterFile({k: v for k, v in part.types.items() if k != "rating"}, part.rows).to_bytes()
+        )
+    for kind in ("user", "item"):
+        ids = "".join(f"{kind[0]}{i}\n" for i in range(1, 50))
+        (folder / f"tiny.{kind}").write_text(f"{kind}_id:token\n{ids}")
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    del config["RATING_FIELD"]
+    config["load_col"] = {"inter": ["user_id", "item_id"], "user": ["user_id"], "item": ["item_id"]}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    renew_hashes(folder)
+    printed = output("corrupt", "bare", "--rate", "0.2", "--protocol", "paper", "--out", "noisy")
+    assert "marked by 1 in the column injected.\n" in printed
+    train(here / "noisy", "--protocol", "paper", "--out", "n")
+    assert "injected is 1, 100 of 500 rows" in output("find-noise", "n")
+    assert len(load_split("GMF", "noisy", "paper", {}).user_tokens) == 50  # the padding and 49
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,18 @@ def test_npz_files_are_read(tmp_path: Path, keys: tuple[str, str]) -> None:
     assert found.true_labels.tolist() == LABELS[::-1].tolist()
 
 
+def test_the_parts_of_an_npz_are_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, images=PIXELS, labels=LABELS, images_test=PIXELS[:2], labels_test=[1, 1])
+    test = data.load(path, split="test", n_classes=3)
+    assert torch.equal(test.images, read().images[:2])
+    assert (test.labels.tolist(), test.n_classes) == ([1, 1], 3)
+    assert len(data.load(path)) == 6
+    np.savez(path, images=PIXELS, labels=LABELS)
+    with pytest.raises(UserError, match=r"it needs the arrays images_test and labels_test; it has images, labels"):
+        data.load(path, split="test")
+
+
 def test_broken_npz_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, images=PIXELS)

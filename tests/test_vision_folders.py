@@ -143,11 +143,25 @@ def test_grey_and_odd_files(tmp_path: Path) -> None:
     assert data.load(tmp_path).images.shape == (4, 3, 8, 8)
 
 
-def test_a_split_is_a_folder_above_the_classes(folder: tuple[Path, list[np.ndarray]], tmp_path: Path) -> None:
+def test_a_split_is_a_folder_above_the_classes(
+    folder: tuple[Path, list[np.ndarray]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("split")
     for name in ("train/a/1.png", "train/b/1.png", "train/b/2.png", "test/a/1.png", "test/b/1.png"):
         write(tmp_path / "both" / name)
     assert len(data.load(tmp_path / "both")) == 3
     assert len(data.load(tmp_path / "both", split="test")) == 2
+    root, arrays = folder
+    with pytest.raises(UserError, match="has no folder test"):
+        data.load(root, split="test")
+    write(root / "test" / "dog" / "1.png")
+    test = data.load(root, split="test")
+    assert (test.labels.tolist(), test.class_names) == ([1], ("cat", "dog"))
+    assert data.load(root).class_names == ("cat", "dog")
+    assert len(data.load(root)) == len(arrays)
+    write(root / "test" / "cow" / "1.png")
+    with pytest.raises(UserError, match="has a class 'cow' that is none of the training part"):
+        data.load(root, split="test")
 
 
 def test_folders_that_are_none_get_one_clear_sentence(tmp_path: Path) -> None:

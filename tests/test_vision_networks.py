@@ -193,6 +193,13 @@ def test_weights_that_do_not_fit_get_one_clear_sentence(tmp_path: Path) -> None:
         build("resnet20", 10, weights=path)
 
 
+def test_the_documentation_has_the_table() -> None:
+    page = Path(__file__).parent.parent / "docs" / "vision-data.md"
+    assert table() in page.read_text(encoding="utf-8"), (
+        "python -m vision.networks prints the table for docs/vision-data.md"
+    )
+
+
 def test_the_table_has_every_network() -> None:
     lines = table().splitlines()
     assert len(lines) == 2 + len(NETWORKS)

@@ -50,7 +50,15 @@ def load_folder(
         UserError: fewer than two classes, no image, an image that cannot be read, or sizes that differ.
     """
     base = folder / split if (folder / split).is_dir() else folder
-    kinds = sorted(each for each in base.iterdir() if each.is_dir() and not each.name.startswith("."))
+    if split != "train" and base == folder:
+        raise UserError(f"{folder} has no folder {split}.")
+    kinds = _class_folders(base)
+    known = _class_folders(folder / "train" if (folder / "train").is_dir() else folder)
+    if split != "train":  # classes have the numbers that they have in training
+        strange = sorted({kind.name for kind in kinds} - {kind.name for kind in known} - {split})
+        if strange:
+            raise UserError(f"{base} has a class {strange[0]!r} that is none of the training part.")
+        kinds = [base / kind.name for kind in known]
     paths: list[Path] = []
     counts: list[int] = []
     for kind in kinds:
@@ -73,6 +81,18 @@ def load_folder(
         workers=workers,
         name=folder.name,
     )
+
+
+def _class_folders(base: Path) -> list[Path]:
+    """The folders of the classes, by name. A folder ``test`` or ``valid`` beside them that holds some again is none."""
+    found = sorted(each for each in base.iterdir() if each.is_dir() and not each.name.startswith("."))
+    names = {each.name for each in found}
+
+    def again(each: Path) -> bool:
+        inner = {inside.name for inside in each.iterdir() if inside.is_dir()}
+        return each.name in ("test", "valid", "val") and bool(inner & names)
+
+    return [each for each in found if not again(each)]
 
 
 def from_paths(

@@ -49,7 +49,7 @@ def load(
             - a folder with one folder of image files a class, perhaps under ``train`` and ``test``;
             - a torch or torchvision data set of ``(image, label)`` pairs;
             - a name, see :func:`vision.data.named.names`.
-        split: which part of a named set, of an ``.npz`` with several, or of a folder.
+        split: which part of a named set, of an ``.npz`` (``images_test``, or ``x_test``), or of a folder.
         root: where named sets are looked for, built and downloaded to.
         n_classes: number of classes; ``None`` takes the highest label plus 1.
         class_names: one a class.
@@ -104,8 +104,13 @@ def from_arrays(
     true_labels: Any = None,
     layout: Layout | None = None,
     name: str = "",
+    trains: bool = True,
 ) -> ImageData:
-    """Images and labels in memory; see :func:`load`. Raises ``UserError``."""
+    """Images and labels in memory; see :func:`load`. One class alone will do unless it ``trains``.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
     if labels is None:
         raise UserError("There are no labels: give (images, labels).")
     pixels, notes = as_images(images, layout)
@@ -115,7 +120,7 @@ def from_arrays(
     if n_classes is None and class_names is not None:
         n_classes = len(class_names)
     count, more = count_classes(observed, n_classes)
-    if len(observed.unique()) == 1:
+    if trains and len(observed.unique()) == 1:
         raise UserError(
             f"All {len(observed)} labels are {int(observed[0])}; training needs images of at least two classes."
         )
@@ -134,7 +139,9 @@ def _agreed(data: ImageData, n_classes: int | None, class_names: tuple[str, ...]
 
 
 def _pick(found: Mapping[str, Any], keys: tuple[str, ...], split: str) -> Any:
-    for key in (*keys, *(f"{key}_{split}" for key in keys), *(f"{split}_{key}" for key in keys)):
+    """The array of a split; arrays without the split's name in theirs are of the training part."""
+    plain = keys if split == "train" else ()
+    for key in (*(f"{key}_{split}" for key in keys), *(f"{split}_{key}" for key in keys), *plain):
         if key in found:
             return found[key]
     return None
@@ -146,8 +153,9 @@ def _mapping(
     images, labels = _pick(found, _IMAGE_KEYS, split), _pick(found, _LABEL_KEYS, split)
     if images is None or labels is None:
         lacks = "images" if images is None else "labels"
+        end = "" if split == "train" else f"_{split}"
         raise UserError(
-            f"{where} has no {lacks}: it needs the arrays images and labels; it has "
+            f"{where} has no {lacks}: it needs the arrays images{end} and labels{end}; it has "
             f"{', '.join(sorted(str(key) for key in found)) or 'none'}."
         )
     if given["true_labels"] is None:
@@ -156,7 +164,7 @@ def _mapping(
         given = {**given, "n_classes": int(found["n_classes"])}
     if given["class_names"] is None and "class_names" in found:
         given = {**given, "class_names": tuple(str(each) for each in found["class_names"])}
-    return from_arrays(images, labels, layout=layout, **given)
+    return from_arrays(images, labels, layout=layout, trains=split == "train", **given)
 
 
 def _npz(path: Path, split: str, layout: Layout | None, given: dict[str, Any]) -> ImageData:

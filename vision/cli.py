@@ -98,7 +98,8 @@ def train(
     with observer:
         result = train_run(settings, out, resume=resume is not None, probe=probe, observer=observer)
     record = result.record
-    screen.print(accuracy_table(title(settings), record))
+    screen.print(title(settings), soft_wrap=True)
+    screen.print(accuracy_table(record))
     times = ", ".join(f"{phase} {value:.1f} s" for phase, value in record["seconds"].items())
     screen.print(f"{settings.method.title}: {result.path}  ({times})", soft_wrap=True)
 
@@ -142,11 +143,11 @@ def title(settings: Settings) -> str:
     return f"{settings.network} on {Path(settings.dataset).stem}, {noise}, seed {settings.seed}"
 
 
-def accuracy_table(heading: str, record: dict[str, Any]) -> Any:
+def accuracy_table(record: dict[str, Any]) -> Any:
     """Accuracy at both ends, in per cent, on every set that was measured."""
     from rich.table import Table
 
-    table = Table(title=heading, title_justify="left")
+    table = Table()
     for column, side in (("accuracy", "left"), ("last", "right"), ("best_val", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     names = {"test": "test", "valid": "validation (given labels)", "data": "data"}
@@ -194,7 +195,9 @@ def evaluate(
         n_classes = prepared.train.n_classes
         other = load_set(data.load(dataset, split=split, n_classes=n_classes), dataset, prepared.train)
         record = {"data": loaded.measure(other.to(loaded.task.device))}
-    console().print(accuracy_table(title(settings), record))
+    screen = console()
+    screen.print(title(settings), soft_wrap=True)
+    screen.print(accuracy_table(record))
     if json_path is not None:
         checkpoint.write_json(json_path, record)
 

@@ -28,7 +28,7 @@ class Progress(ProgressObserver):
     def __init__(self, console: Console, label: str, batch_size: int, device: torch.device) -> None:
         super().__init__(console, label)
         self.batch_size, self.device = batch_size, device
-        self.marks: list[tuple[float, int]] = []
+        self.marks: list[tuple[float, int]] = [(0.0, 0)]
 
     def on_stage(self, stage: Stage, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
         super().on_stage(stage, epochs, steps_per_epoch, first_epoch)
@@ -43,12 +43,13 @@ class Progress(ProgressObserver):
 
     def _show(self, completed: int, epoch: int, loss: float) -> None:
         now = time.monotonic()
-        self.marks.append((now, completed))
-        while len(self.marks) > 2 and now - self.marks[0][0] > AVERAGED_SECONDS:
+        if completed > self.marks[-1][1]:  # validation takes time and trains no image
+            self.marks.append((now, completed))
+        while len(self.marks) > 2 and self.marks[-1][0] - self.marks[1][0] > AVERAGED_SECONDS:
             self.marks.pop(0)
         then, before = self.marks[0]
-        seconds = now - then
-        rate = (completed - before) * self.batch_size / seconds if seconds > 0 and completed > before else None
+        at, done = self.marks[-1]
+        rate = (done - before) * self.batch_size / (at - then) if at > then else None
         parts = [f"epoch {epoch}", f"loss {loss:.4f}", self.valid]
         parts += [] if rate is None else [f"{rate:,.0f} images/s"]
         parts += [f"{memory(self.device) / 2**30:.1f} GiB"]

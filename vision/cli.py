@@ -11,6 +11,7 @@ import click
 from recdenoise.errors import UserError
 from recdenoise.mistakes import Group
 from recdenoise.plugins import load_plugins
+from vision.issue_commands import find_issues
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -212,3 +213,6 @@ def methods(plugins: tuple[str, ...]) -> None:
 
     rows = [[n, (m := table.get(n)).title, m.summary, m.paper] for n in table.names()]
     console().print(plain_table(["name", "method", "what it does", "paper"], rows))
+
+
+vision.add_command(find_issues)

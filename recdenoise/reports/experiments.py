@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from recdenoise.errors import UserError
+from recdenoise.reports import published
 from recdenoise.reports.commands import (
     PLUGIN,
     REPORT_ONLY,
@@ -54,7 +55,8 @@ def experiment_command(name: str) -> click.Command:
     for param in reversed(params):
         run = param(run)
     example = "--models GMF NeuMF --methods normal deca_p" if name.startswith("table") else "--datasets ml-100k"
-    text = f"""The runs of {name}, beside the paper's numbers.
+    beside = "beside the paper's numbers" if name.startswith("table") else "as numbers and pictures"
+    text = f"""{published.load_table(name)["title"]}: {beside}.
 
     \b
     recdenoise benchmark {name} {example} --seeds 3 --workers 2

@@ -46,7 +46,8 @@ def critical(weights: Sequence[Tensor], gradients: Sequence[Tensor], share: floa
     values = [(weight * gradient).abs() for weight, gradient in zip(weights, gradients, strict=True)]
     every = torch.cat([value.reshape(-1) for value in values])
     keep = min(len(every), max(1, int(share * len(every))))
-    threshold = torch.kthvalue(every, len(every) - keep + 1).values
+    # Not kthvalue: it has no deterministic form on a GPU.
+    threshold = torch.topk(every, keep, sorted=False).values.min()
     return [value >= threshold for value in values]
 
 

@@ -147,19 +147,19 @@ class ImageData:
     def statistics(self, most: int = 100_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel on the scale 0 to 1: of all images, or of ``most`` random ones.
 
-        Integers are added up, so that the result is the same on every device. A channel that is constant gets a
+        Pixels are counted by value, so that the result is the same on every device. A channel that is constant gets a
         standard deviation of 1.
         """
         rows = torch.arange(len(self))
         if len(self) > most:
             rows = torch.from_numpy(np.sort(np.argsort(uniform_draws(0, "statistics")(len(self)))[:most]))
-        total = square = torch.zeros(self.shape[0], dtype=torch.int64, device=self.device)
-        count = 0
+        counts = torch.zeros(self.shape[0], 256, dtype=torch.int64, device=self.device)
         for images in self.batches(rows.split(_STATISTICS_BLOCK)):
-            block = images.transpose(0, 1).flatten(1).to(torch.int64)
-            total, square, count = total + block.sum(1), square + (block * block).sum(1), count + block.shape[1]
-        mean = total.double() / count
-        deviation = (square.double() / count - mean**2).clamp_min(0).sqrt()
+            counts += torch.stack([torch.bincount(plane.flatten(), minlength=256) for plane in images.unbind(1)])
+        shares = counts.cpu().double() / counts[0].sum().cpu()
+        values = torch.arange(256, dtype=torch.float64)
+        mean = shares @ values
+        deviation = (shares @ values**2 - mean**2).clamp_min(0).sqrt()
         deviation = torch.where(deviation < 1e-6, torch.full_like(deviation, 255.0), deviation)
         return tuple((mean / 255).tolist()), tuple((deviation / 255).tolist())
 

@@ -106,5 +106,5 @@ def build(
             raise missing[0]
         for reason in missing:
             if say is not None:
-                say(f"Not every protocol was built: {reason}")
+                say(f"One protocol is not built: {reason}")
         return built

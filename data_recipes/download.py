@@ -20,7 +20,9 @@ from data_recipes.recipe import RawFile
 Progress = Callable[[str, int, int | None], None]
 """Told a file's name, the bytes that are here, and how many there will be where that is known."""
 TRIES = 4
-TIMEOUT = 30.0
+"""Of a file whose connection breaks; a server that cannot be reached at all is tried once."""
+TIMEOUT = 20.0
+"""Seconds without an answer, or without another byte."""
 _BLOCK = 1 << 16
 
 
@@ -59,14 +61,15 @@ def show(name: str, done: int, total: int | None) -> None:
         size = (total or done) / 1e6
         sys.stderr.write(f"\r{name} {share}{size:.1f} MB{chr(10) if total and done >= total else ''}")
         sys.stderr.flush()
-    elif total is not None and done >= total:
-        sys.stderr.write(f"downloaded {name}, {done / 1e6:.1f} MB\n")
+    elif done == 0 or done == total:
+        sys.stderr.write(f"downloading {name}\n" if done == 0 else f"downloaded {name}, {done / 1e6:.1f} MB\n")
 
 
 def _fetch(file: RawFile, folder: Path, progress: Progress) -> None:
     target, part = folder / file.name, folder / f"{file.name}.part"
     if target.is_file() and (file.sha256 is None or sha256(target) == file.sha256):
         return
+    progress(file.name, 0, file.size)
     for attempt in range(TRIES):
         try:
             _transfer(file, part, progress)
@@ -79,7 +82,7 @@ def _fetch(file: RawFile, folder: Path, progress: Progress) -> None:
                     f"Cannot download {file.url}: the server says {error.code} {error.reason}; give --from FOLDER."
                 ) from error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            if attempt == TRIES - 1:
+            if attempt == TRIES - 1 or isinstance(error, urllib.error.URLError):
                 reason = getattr(error, "reason", None) or str(error) or type(error).__name__
                 raise RecipeError(
                     f"Cannot download {file.url}: {reason}. What has come is kept and the next try goes on from there; "

@@ -114,7 +114,7 @@ def test_progress_without_a_terminal_is_a_line(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch([raw(server)], tmp_path)
-    assert capsys.readouterr().err == "downloaded raw.bin, 0.5 MB\n"
+    assert capsys.readouterr().err == "downloading raw.bin\ndownloaded raw.bin, 0.5 MB\n"
 
 
 @pytest.mark.parametrize("sha256", [SUM, None])

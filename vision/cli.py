@@ -11,6 +11,7 @@ import click
 from recdenoise.errors import UserError
 from recdenoise.mistakes import Group
 from recdenoise.plugins import load_plugins
+from vision.benchmark_commands import benchmark
 from vision.issue_commands import find_issues
 
 if TYPE_CHECKING:
@@ -216,3 +217,4 @@ def methods(plugins: tuple[str, ...]) -> None:
 
 
 vision.add_command(find_issues)
+vision.add_command(benchmark)

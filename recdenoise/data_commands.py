@@ -102,13 +102,40 @@ def table_options(given: dict[str, Any], source: Path | None) -> Any:
 
 
 @data.command("verify")
-@click.argument("folder", type=click.Path(path_type=Path))
-def data_verify(folder: Path) -> None:
-    """Check that a built folder's files are the ones that were written."""
+@click.argument("folder", metavar="FOLDER|NAME")
+def data_verify(folder: str) -> None:
+    """Check that files are the ones that were written: of a built folder, or of a recipe's build in the cache.
+
+    \b
+    recdenoise data verify data
+    recdenoise data verify ml-100k
+    """
     import data_recipes
     from recdenoise.cli import console
 
-    manifest = data_recipes.verify_folder(folder)
-    console().print(
-        f"{folder}: {manifest['recipe']}, protocol {manifest['protocol']}, all files as built", soft_wrap=True
-    )
+    for built in built_folders(folder):
+        manifest = data_recipes.verify_folder(built)
+        console().print(
+            f"{built}: {manifest['recipe']}, protocol {manifest['protocol']}, all files as built", soft_wrap=True
+        )
+
+
+def built_folders(place: str) -> list[Path]:
+    """Folders with a manifest: ``place`` itself, those inside it, or a recipe's in the cache.
+
+    Raises:
+        UserError: a recipe that the cache does not have.
+    """
+    import data_recipes
+
+    if place not in data_recipes.RECIPES or Path(place).is_dir():
+        inside = sorted(manifest.parent for manifest in Path(place).glob("*/*/manifest.json"))
+        return [Path(place)] if (Path(place) / "manifest.json").is_file() or not inside else inside
+    from recdenoise.recbole_adapter.dataset import cache_folder
+
+    cached = sorted(manifest.parent for manifest in (cache_folder() / place).glob(f"*/{place}/manifest.json"))
+    if not cached:
+        raise UserError(
+            f"{cache_folder()} has no build of {place} yet; train builds it, or recdenoise data build does."
+        )
+    return cached

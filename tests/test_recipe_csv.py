@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -484,6 +485,11 @@ def test_build_and_train_by_the_command_line(tmp_path: Path, monkeypatch: pytest
     assert "clicks, protocol clean" in printed
     assert "2 names that RecBole would misread are percent-encoded" in printed
     assert "all files as built" in output("data", "verify", "data/clean/clicks")
+    assert output("data", "verify", "data") == output("data", "verify", "data/clean/clicks")
+    monkeypatch.setenv("RECDENOISE_CACHE", str(tmp_path / "cache"))
+    assert "has no build of modcloth yet" in mistake("data", "verify", "modcloth")
+    shutil.copytree("data/clean/clicks", "cache/modcloth/clean/modcloth")
+    assert "cache/modcloth/clean/modcloth: csv, protocol clean, all files" in output("data", "verify", "modcloth")
     options = ("--set", "epochs=1", "--set", "train_batch_size=64", "--set", "embedding_size=8", "--quiet")
     printed = output("train", "--model", "GMF", "--dataset", "data", "--denoiser", "t_ce", *options)
     assert "GMF on data, protocol clean" in printed

@@ -129,13 +129,14 @@ class ClassTask(Task, Protocol):
 
     Attributes:
         labels: ``(n_rows,)`` int64 observed labels, by row.
-        width: of the embedding that the target's last layer reads.
     """
 
     labels: Tensor
 
-    @property
-    def width(self) -> int: ...
+    # A method, as ``isinstance`` may evaluate every property of a protocol, and not every network has an embedding.
+    def embedding_width(self) -> int:
+        """Width of the embedding that the target's last layer reads. Raises ``UserError`` where there is none."""
+        ...
 
     def new_backbone(self, member: int) -> tuple[nn.Module, int]:
         """The target without its last layer, as an encoder, and the width of its embedding."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recdenoise.errors import UserError
 from recdenoise.task import Batch, ClassTask, Pass
-from tests.toy_images import CLASSES, TinyImages, image_task, jitter, network
+from tests.toy_images import CLASSES, TinyImages, image_loop, image_task, jitter, network
 from vision.embedding import Tap, head_name, without_head
 from vision.task import ImageTask
 
@@ -22,7 +22,22 @@ def batches(task: ImageTask, sweep: Pass, key: tuple[int, ...] = (0, 0, 0), star
 def test_it_is_a_class_task() -> None:
     task = image_task()
     assert isinstance(task, ClassTask)
-    assert (task.n_rows, task.n_classes, task.width) == (66, CLASSES, 24)
+    assert (task.n_rows, task.n_classes, task.embedding_width()) == (66, CLASSES, 24)
+
+
+def test_a_network_without_a_last_linear_trains_where_no_embedding_is_read() -> None:
+    """No method but those that read an embedding may ask for one, not even by asking what kind of task this is."""
+
+    def convolutional(member: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    task = image_task(new_model=convolutional)
+    assert isinstance(task, ClassTask)
+    loop = image_loop("normal", task, epochs=1)
+    loop.run()
+    assert loop.denoiser.clean_probability().shape == (66,)
+    with pytest.raises(UserError, match=r"no nn\.Linear with 3 outputs"):
+        task.embedding_width()
 
 
 def test_a_pass_goes_over_every_row_at_most_once_in_whole_batches() -> None:
@@ -157,7 +172,7 @@ def test_a_named_layers_output_is_the_embedding() -> None:
     task = image_task(embedding="3")
     model, images = task.new_target(0).eval(), torch.randn(4, 1, 6, 6)
     torch.testing.assert_close(task.embed(model, images)[1], model[:4](images).flatten(1))
-    assert task.width == 24
+    assert task.embedding_width() == 24
     with pytest.raises(UserError, match="Unknown layer 'pool'"):
         Tap(network(), CLASSES, "pool")
 

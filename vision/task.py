@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -118,8 +117,7 @@ class ImageTask:
     def new_module(self, build: Callable[[], nn.Module], name: str) -> nn.Module:
         return self._seeded(build, "module", name)
 
-    @cached_property
-    def width(self) -> int:
+    def embedding_width(self) -> int:
         """Width of the embedding. Raises ``UserError`` where it cannot be found."""
         with torch.no_grad():
             return int(self.embed(self.new_target(0).eval(), self._first_images())[1].shape[1])

@@ -104,7 +104,8 @@ class DeCAPClasses(FrozenPrior):
         self.register_buffer("classes", torch.arange(task.n_classes), persistent=False)
         self.target = task.new_target(0)
         self.prior = task.new_target(1)
-        self.h = task.new_module(lambda: Conditionals(task.width, self.config.h_width, task.n_classes), "h")
+        width = task.embedding_width()
+        self.h = task.new_module(lambda: Conditionals(width, self.config.h_width, task.n_classes), "h")
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         assert isinstance(self.task, ClassTask)

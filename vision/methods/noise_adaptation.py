@@ -104,7 +104,7 @@ class NoiseAdaptation(Denoiser):
         if not isinstance(task, ClassTask):
             raise UserError("The noise adaptation layer goes from classes to labels; it is for labels of classes.")
         self.target = task.new_target(0)
-        width = task.width if self.config.layer == "complex" else 0
+        width = task.embedding_width() if self.config.layer == "complex" else 0
         channel = task.new_module(lambda: Channel(task.n_classes, width), "channel")
         assert isinstance(channel, Channel)
         self.channel = channel

@@ -196,6 +196,22 @@ def test_importance_is_bounded_where_a_revised_entry_falls_below_zero() -> None:
     close(transition.importance(logits, torch.tensor([0]), t), [1 / 0.9])
 
 
+@pytest.mark.parametrize("scale", [30.0, 100.0, 1e4])
+def test_importance_of_a_sure_network_has_a_finite_gradient(scale: float) -> None:
+    """In float32: the networks that a transition is read from give a doubted label far less than 1e-19."""
+    for name, t in {
+        "little noise": torch.eye(C) * 0.97 + 0.01,
+        "none": torch.eye(C),
+        "all": torch.eye(C).roll(1, 1),
+    }.items():
+        t.requires_grad_()
+        logits = draw(5, 40, C, scale=scale).detach().float().requires_grad_()
+        loss = transition.reweighted_loss(logits, labels(n=40), t, through_weight=True)
+        gradients = torch.autograd.grad(loss.mean(), [logits, t])
+        assert loss.isfinite().all(), name
+        assert all(g.isfinite().all() for g in gradients), name
+
+
 @pytest.mark.parametrize(("n", "percentile"), [(40, 97.0), (101, 97.0), (50, 100.0), (3, 97.0), (30, 50.0)])
 def test_anchors_are_the_images_below_the_percentile(n: int, percentile: float) -> None:
     """numpy's percentile with the higher neighbour, as the published code takes it, then the largest one below."""

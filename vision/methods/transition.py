@@ -102,11 +102,11 @@ def forward_loss(logits: Tensor, label: Tensor, transition: Tensor) -> Tensor:
 def importance(logits: Tensor, label: Tensor, transition: Tensor) -> Tensor:
     """``p[y~] / (T^t p)[y~]``: weights that turn a mean over observed labels into one over true ones; ``(n,)``.
 
-    Entries of ``transition`` below zero count as zero, so that no weight passes ``1 / T[y~, y~]``.
+    Entries of ``transition`` below zero count as zero, so that no weight passes ``1 / T[y~, y~]``, nor ``1e12``.
     """
-    p = torch.softmax(logits, dim=1)
-    observed = (p * transition.clamp_min(0.0).t()[label]).sum(1)
-    return p.gather(1, label.unsqueeze(1)).squeeze(1) / observed.clamp_min(torch.finfo(p.dtype).tiny)
+    # Divided by p[y~] first: the gradient divides by (T^t p)[y~] squared, which would be zero for a sure network.
+    relative = (logits - logits.gather(1, label.unsqueeze(1))).clamp_max(60.0).exp()
+    return 1.0 / (relative * transition.clamp_min(0.0).t()[label]).sum(1).clamp_min(1e-12)
 
 
 def reweighted_loss(logits: Tensor, label: Tensor, transition: Tensor, through_weight: bool) -> Tensor:

@@ -118,6 +118,12 @@ class Loop:
         """Whether every stage is done."""
         return self.position.stage >= len(self.stages)
 
+    @property
+    def answering(self) -> dict[str, nn.Module]:
+        """The networks that the trained method answers with, by name: those with two ends, last and chosen."""
+        stages = [stage for stage in self.stages if stage.answers or stage is self.stages[-1]]
+        return {name: module for stage in stages for name, module in self._trained(stage).items()}
+
     # Running
 
     def run(self) -> list[dict[str, Any]]:
@@ -173,18 +179,18 @@ class Loop:
             self._resumed = None
 
     def _end_stage(self, stage: Stage) -> None:
-        """Leave the chosen weights in the networks; the last stage's last weights are kept beside them."""
+        """Leave the chosen weights in the networks; the last ones of those that answer are kept beside them."""
         if self._averaging is not None:
             self._averaging.settle()
         trained = self._trained(stage)
-        if self.position.stage + 1 == len(self.stages) and self.selection.best_weights:
-            self.last_weights = copy_weights(trained)
+        if (stage.answers or self.position.stage + 1 == len(self.stages)) and self.selection.best_weights:
+            self.last_weights = {**self.last_weights, **copy_weights(trained)}
         self.selection.restore(trained)
         self.position.next_stage()
         self.optimizers, self.selection, self._averaging = {}, Selection("last", None), None
 
     def use_last(self) -> None:
-        """Put the weights of the last epoch into the networks, in place of the chosen ones."""
+        """Put the weights of the last epoch into the networks that answer, in place of the chosen ones."""
         load_weights({name: self.denoiser.module(name) for name in self.last_weights}, self.last_weights)
         self.task.begin_step(self.denoiser)
 

@@ -175,6 +175,30 @@ def test_both_ends_are_there_and_survive_a_resume(tmp_path: Path) -> None:
         assert same(weights(each), states[3])
 
 
+def test_the_last_end_of_an_ensemble_is_that_of_every_member(tmp_path: Path) -> None:
+    """Each member is a stage of its own: none of them may stay at what validation chose."""
+    seen: list[dict[str, Tensor]] = []
+    path = tmp_path / "c.pt"
+    loop = image_loop("ensemble", image_task(), epochs=3, checkpoint_path=path)
+
+    def validate(score: Any, wanted: set[str]) -> dict[str, float]:
+        seen.append(weights(loop))
+        return {"accuracy": [0.9, 0.5, 0.4][loop.position.epoch]}
+
+    loop.validate = validate
+    loop.run()
+    again = image_loop("ensemble", image_task(), epochs=3, checkpoint_path=path)
+    assert again.resume()
+    for each in (loop, again):
+        for member, (best, last) in enumerate([(0, 2), (3, 5)]):
+            prefix = f"members.{member}."
+            chosen, final = ({k: v for k, v in seen[i].items() if k.startswith(prefix)} for i in (best, last))
+            assert same({k: v for k, v in weights(each).items() if k.startswith(prefix)}, chosen)
+            assert same({prefix + k: v for k, v in each.last_weights[prefix[:-1]].items()}, final)
+        each.use_last()
+        assert same(weights(each), {**seen[5], **{k: v for k, v in seen[2].items() if k.startswith("members.0.")}})
+
+
 def test_a_probe_is_recorded_and_never_chooses() -> None:
     plain, asked = image_loop("normal", image_task(), epochs=5), []
     task = image_task()

@@ -129,9 +129,8 @@ class Run:
         """
         with deterministic(self.options.deterministic), memory_errors(self.options.batch_size):
             self.history = loop.run()
-        trained = {name: self.denoiser.module(name) for name in loop.stages[-1].train}
-        best = copy_weights(trained)
-        self.ends = {"best_val": best, "last": loop.last_weights or best}
+        best = copy_weights(loop.answering)
+        self.ends = {"best_val": best, "last": {**best, **loop.last_weights}}
         self.use(self.options.keep)
         return self.history
 

@@ -33,6 +33,8 @@ class Stage:
         epochs: overrides the run's number of epochs.
         reset: dotted names of the modules whose weights are drawn anew at the start.
         lr: overrides the run's learning rate.
+        answers: the trained method answers with these modules: their last weights are kept beside the chosen ones, as
+            those of the last stage always are.
     """
 
     name: str = "train"
@@ -42,6 +44,7 @@ class Stage:
     epochs: int | None = None
     reset: tuple[str, ...] = ()
     lr: float | None = None
+    answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ class Ensemble(Denoiser):
 
     def stages(self) -> list[Stage]:
         names = [f"members.{i}" for i in range(self.config.members)]
-        return [Stage(f"member {i + 1}", train=(name,), watch=name) for i, name in enumerate(names)]
+        return [Stage(f"member {i + 1}", train=(name,), watch=name, answers=True) for i, name in enumerate(names)]
 
     def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
         out = self.plain_losses(self.module(stage.watch), batch)

@@ -41,8 +41,12 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
 SAMPLER_ATTEMPTS = 20
 """Draws of the sampler that may repeat an earlier choice before a random one takes their place."""
 
-PATIENCE = 10
-"""Evaluations without a new best, of about a hundred in a whole run."""
+PATIENCE = 20
+"""Evaluations without a new best, of about a hundred in a whole run.
+
+DeCA and DeCA(p) first learn what is popular and stay there for a while before they learn what is personal: half as many
+stop some of their runs on that plateau.
+"""
 
 
 def default_epochs(dataset: str, model: str) -> int:

@@ -17,7 +17,7 @@ from data_recipes.atomic_yaml import recbole_yaml
 from data_recipes.errors import RecipeError
 from data_recipes.interactions import ATOMIC_FIELDS, Interactions, id_file, inter_file
 from data_recipes.manifest import describe, sha256
-from data_recipes.market_bias import DECA_FILES
+from data_recipes.market_bias import DECA_FILES, DECA_PAGE
 from data_recipes.recipe import Folder, Job, RawFile, Recipe
 from data_recipes.split_files import check_source, find_files, read_rows, require_files
 
@@ -217,4 +217,5 @@ RECIPE = Recipe(
     version=1,
     build=build,
     files={"paper": FILES, "clean": FILES},
+    by_hand=DECA_PAGE,
 )

@@ -28,6 +28,7 @@ CLEAN_RATING = 5
 """The clean test holds the interactions with this rating."""
 DECA_FILES = "https://raw.githubusercontent.com/wangyu-ustc/DeCA/8b04aa8c24c08c4519f559d25e4c3da34fe97bd3/data"
 """The DeCA authors' folder of split files, at one commit."""
+DECA_PAGE = "https://github.com/wangyu-ustc/DeCA"
 RAW_FILES = "https://raw.githubusercontent.com/MengtingWan/marketBias/master/data"
 """The publisher's folder. Its files carry no published sha256: they are checked by the counts of Table 1."""
 LICENCE = "The publisher names no licence and asks for a citation; the repository holds none of it."
@@ -242,6 +243,7 @@ def shop_recipe(shop: Shop) -> Recipe:
         version=1,
         build=build,
         files={"paper": shop.files, "clean": (shop.raw,)},
+        by_hand=DECA_PAGE,
     )
     return recipe
 

@@ -69,3 +69,5 @@ class Recipe:
     """From a job to one :class:`Folder` for each of its protocols."""
     files: Mapping[str, Sequence[RawFile]] = field(default_factory=dict)
     """Protocol -> the raw files that it is made from; empty where the recipe has a place of its own."""
+    by_hand: str = ""
+    """The page where a person gets the files that have no address of their own."""

@@ -195,7 +195,9 @@ def test_raw_files_that_are_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RECDENOISE_CACHE", str(tmp_path))
     monkeypatch.delenv("RECDENOISE_DATA", raising=False)
     for function in (check_dataset, find_folder):
-        with pytest.raises(UserError, match=r"needs adressa\.train\.rating.*data build adressa --from FOLDER --out"):
+        with pytest.raises(
+            UserError, match=r"needs adressa\.train\.rating.*wangyu-ustc/DeCA, then .*adressa --from FOLDER --out"
+        ):
             function("adressa", "paper")
     assert list(tmp_path.iterdir()) == []
 

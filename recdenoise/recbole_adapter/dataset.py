@@ -104,8 +104,8 @@ def _give_raw(dataset: str, protocol: str, by_hand: list[str]) -> str:
     recipe = data_recipes.find_recipe(dataset)
     return (
         f"The {protocol} protocol of {dataset} needs {' and '.join(by_hand)}, which cannot be downloaded by itself: "
-        f"get the files from {recipe.url}, then run recdenoise data build {dataset} --from FOLDER --out data and give "
-        f"--dataset data; or put them in recsys/{dataset} of a folder that RECDENOISE_DATA names."
+        f"get the files from {recipe.by_hand}, then run recdenoise data build {dataset} --from FOLDER --out data and "
+        f"give --dataset data; or put them in recsys/{dataset} of a folder that RECDENOISE_DATA names."
     )
 
 

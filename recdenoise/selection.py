@@ -45,6 +45,14 @@ def check_selector(name: str, *, accuracy: bool = False) -> str:
     return name
 
 
+def check_class_selector(name: str) -> str:
+    """Return ``name`` in lower case if it is a way of choosing an epoch of a classifier. Raises ``UserError``."""
+    valid = ("last", "loss", ACCURACY)
+    if name.strip().lower() not in valid:
+        raise UserError(f"Selector {name!r} is none of {', '.join(valid)}.")
+    return name.strip().lower()
+
+
 Weights = dict[str, dict[str, Tensor]]
 """State of some modules, by their names."""
 

@@ -89,6 +89,8 @@ class Run:
             embedding=options.embedding,
         )
         self.denoiser = method(self.task, config).to(device).eval()
+        if sets.valid is None:
+            check_stages(self.denoiser)
         self.ends: dict[str, Weights] = {}
         self.history: list[dict[str, Any]] = []
 
@@ -179,11 +181,17 @@ def check_method(method: type[Denoiser], config: DenoiserConfig, sets: Sets) -> 
             raise UserError(f"{method.name} needs a {need} set: give {need}=(images, labels).")
     if config.compat != "none":
         raise UserError(f"Option 'compat' is {config.compat!r}; only recommenders have published code to follow.")
-    if sets.valid is None and getattr(config, "prior_selector", "last") != "last":
-        raise UserError(
-            f"{method.name} stops its prior by validation {config.prior_selector}: "  # type: ignore[attr-defined]
-            "hold some images out (valid=0.2), or say prior_selector: last."
-        )
+
+
+def check_stages(denoiser: Denoiser) -> None:
+    """Refuse, where nothing is held out, a stage whose epoch validation chooses. Raises ``UserError``."""
+    for stage in denoiser.stages():
+        if stage.selector not in (None, "last"):
+            option = next((n for n in denoiser.config.__dataclass_fields__ if n.endswith("_selector")), "selector")
+            raise UserError(
+                f"{denoiser.name} stops its {stage.name} by validation {stage.selector}: "
+                f"hold some images out (valid=0.2), or say {option}: last."
+            )
 
 
 @contextlib.contextmanager

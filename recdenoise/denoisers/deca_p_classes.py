@@ -14,7 +14,7 @@ from recdenoise.denoisers.deca import PAPER
 from recdenoise.denoisers.deca_p import FrozenPrior
 from recdenoise.errors import UserError
 from recdenoise.options import require
-from recdenoise.selection import check_selector
+from recdenoise.selection import check_class_selector
 from recdenoise.task import Batch, ClassTask, Task
 
 
@@ -58,7 +58,7 @@ class DeCAPClassesConfig(DenoiserConfig):
         require(self.h_width >= 1, "h_width", self.h_width, "1 or more")
         if self.prior_epochs is not None:
             require(self.prior_epochs >= 1, "prior_epochs", self.prior_epochs, "1 or more")
-        check_selector(self.prior_selector, accuracy=True)
+        check_class_selector(self.prior_selector)
 
 
 class Conditionals(nn.Module):

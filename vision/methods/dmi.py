@@ -12,7 +12,7 @@ from torch import Tensor
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Optim, Stage, Update
 from recdenoise.options import require
 from recdenoise.schedules import Schedule
-from recdenoise.selection import check_selector
+from recdenoise.selection import check_class_selector
 from recdenoise.task import Batch
 
 
@@ -47,7 +47,7 @@ class DMIConfig(DenoiserConfig):
             epochs = getattr(self, name)
             if epochs is not None:
                 require(epochs >= 1, name, epochs, "1 or more")
-        check_selector(self.warm_selector, accuracy=True)
+        check_class_selector(self.warm_selector)
 
 
 def determinant_loss(logits: Tensor, label: Tensor, epsilon: float = 0.001, scaled: bool = False) -> Tensor:

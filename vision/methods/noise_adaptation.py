@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
-from recdenoise.selection import check_selector
+from recdenoise.selection import check_class_selector
 from recdenoise.task import Batch, ClassTask, Task
 
 FLOOR = 1e-6
@@ -36,7 +36,7 @@ class NoiseAdaptationConfig(DenoiserConfig):
         super().__post_init__()
         if self.warm_epochs is not None:
             require(self.warm_epochs >= 1, "warm_epochs", self.warm_epochs, "1 or more")
-        check_selector(self.warm_selector, accuracy=True)
+        check_class_selector(self.warm_selector)
 
 
 class Channel(nn.Module):

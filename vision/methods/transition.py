@@ -20,7 +20,7 @@ from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
-from recdenoise.selection import check_selector
+from recdenoise.selection import check_class_selector
 from recdenoise.task import Batch, ClassTask, Task
 
 FORMATS = "a .npy file, or a .csv or .txt file with a row of numbers for each class"
@@ -146,7 +146,7 @@ class TransitionConfig(DenoiserConfig):
         require(0 < self.percentile <= 100, "percentile", self.percentile, "above 0 and at most 100")
         if self.warm_epochs is not None:
             require(self.warm_epochs >= 1, "warm_epochs", self.warm_epochs, "1 or more")
-        check_selector(self.warm_selector, accuracy=True)
+        check_class_selector(self.warm_selector)
 
 
 class ThroughTransition(Denoiser):

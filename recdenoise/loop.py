@@ -90,6 +90,7 @@ class Loop:
         log_values: set[str] | None = None,
     ) -> None:
         self.denoiser, self.task, self.config = denoiser, task, config
+        self.parallel = denoiser.parallel
         self.validate, self.path, self.observer = validate, checkpoint_path, observer or Observer()
         self.probe = probe
         self.identity = {"denoiser": denoiser.name, **(identity or {})}
@@ -104,6 +105,7 @@ class Loop:
         self._rates: dict[str, float] = {}
         self._schedules: dict[str, Schedule] = {}
         self._totals = EpochTotals(torch.zeros(()))
+        self._statistics: list[Tensor] = []  # of norm layers: each process has those of its part of a batch
         self._last_save = time.monotonic()
         self._resumed: dict[str, Any] | None = None
         # A model may hold parameters that never learn (pre-trained or unused tables): they stay frozen in every stage.
@@ -133,7 +135,8 @@ class Loop:
             TrainingError: a loss is not finite.
             KeyboardInterrupt: after a checkpoint was saved.
         """
-        with stop_requests() as stop:
+        # A terminal's interrupt reaches a launched process twice: from the terminal, and from what launched it.
+        with stop_requests(forgiving=0.0 if self.parallel.size == 1 else 5.0) as stop:
             while not self.finished:
                 stage = self.stages[self.position.stage]
                 self._begin_stage(stage)
@@ -170,7 +173,9 @@ class Loop:
         self._schedules = {name: o.schedule or config.schedule for name, o in declared.items()}
         self._averaging = Averaging(self._trained(stage), config.average) if config.average else None
         self.selection = Selection(stage.selector or config.selector, config.patience, config.paper_code_stopping)
-        for module in self._trained(stage).values():
+        modules = self._trained(stage).values()
+        self._statistics = [b for m in modules for b in m.buffers() if b.is_floating_point()]
+        for module in modules:
             module.train()
         self.task.begin_step(self.denoiser)
         self._reset_totals()
@@ -234,11 +239,13 @@ class Loop:
                     every = self.config.eval_steps
                     if every is not None and clock.step and clock.step % every == 0 and self._evaluate(stage):
                         break
-                    if stop.is_set() or time.monotonic() - self._last_save > self.config.checkpoint_seconds:
+                    late = time.monotonic() - self._last_save > self.config.checkpoint_seconds
+                    stopping, saving = self.parallel.agree(at.stage_step, stop.is_set(), late)
+                    if stopping or saving:
                         self._totals.seconds += time.perf_counter() - started
                         started = time.perf_counter()
                         self._save()
-                        if stop.is_set():
+                        if stopping:
                             raise KeyboardInterrupt
                 self._totals.seconds += time.perf_counter() - started
                 started = time.perf_counter()
@@ -261,12 +268,12 @@ class Loop:
         with self._autocast(batch.label.device.type):
             for update in self.denoiser.step(stage, batch, clock):
                 loss = update.reduce()
-                detached = loss.detach().float()
-                if detached.device.type == "cpu":  # on a GPU this would wait for the device: checked by the epoch
-                    self._require_finite(stage, detached, clock.step)
                 optimizer = self.optimizers[update.optimizer]
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                detached, logs = self.parallel.combine(optimizer, loss.detach().float(), update.logs)
+                if detached.device.type == "cpu":  # on a GPU this would wait for the device: checked by the epoch
+                    self._require_finite(stage, detached, clock.step)
                 add_norm_penalty(optimizer)
                 if self.config.clip_grad_norm is not None:
                     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -274,8 +281,9 @@ class Loop:
                 self.denoiser.edit_gradients(update.optimizer, clock)
                 optimizer.step()
                 self._totals.loss += detached
-                for name, value in update.logs.items():
+                for name, value in logs.items():
                     self._totals.logs[name] = self._totals.logs.get(name, 0) + value.detach().float()
+        self.parallel.level(self._statistics)
         if self._averaging is not None:
             self._averaging.update()
         self._totals.steps += 1
@@ -364,7 +372,9 @@ class Loop:
             "random": checkpoint.random_state(),
             "history": self.history,
         }
-        checkpoint.save(self.path, state)
+        if self.parallel.main:
+            checkpoint.save(self.path, state)
+        self.parallel.wait()
 
     def resume(self) -> bool:
         """Go on from the checkpoint at ``checkpoint_path``; returns False when there is none.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from recdenoise import objectives
 from recdenoise.errors import UserError
 from recdenoise.options import read_options, require
+from recdenoise.parallel import ALONE, Parallel
 from recdenoise.schedules import Schedule
 from recdenoise.task import Batch, Call, ClassTask, Pass, Task
 
@@ -141,6 +142,8 @@ class Denoiser(nn.Module):
         neutral: options at which training equals ``normal``, or ``None``; ``neutral_reason`` then says why.
         brief: options at which everything that the method does happens within three epochs of a few steps.
         needs: data that the method cannot do without besides the training set, for example ``("clean",)``.
+        distributed: whether it can train in several processes, each with its part of every batch. A loss of each
+            example by itself can; what is chosen or remembered over a batch goes through ``self.parallel`` first.
     """
 
     name: ClassVar[str]
@@ -152,6 +155,7 @@ class Denoiser(nn.Module):
     neutral_reason: ClassVar[str] = ""
     brief: ClassVar[dict[str, Any]] = {}
     needs: ClassVar[tuple[str, ...]] = ()
+    distributed: ClassVar[bool] = False
     loss_selector_note: ClassVar[str] = ""
     """Why the validation loss cannot choose an epoch of this method; empty where it can."""
 
@@ -163,12 +167,23 @@ class Denoiser(nn.Module):
             raise UserError(f"Denoiser {self.name} takes {self.Config.__name__}, not {type(config).__name__}.")
         self.config: Any = config
         self.task = task
+        self.parallel: Parallel = getattr(task, "parallel", ALONE)
+        self.check_processes(self.parallel.size)
         self.build(task)
 
     @classmethod
     def read_config(cls, options: Mapping[str, Any]) -> DenoiserConfig:
         """Check ``options`` and return them as this method's config. Raises ``UserError``."""
         return read_options(cls.Config, options, f"denoiser {cls.name}")
+
+    @classmethod
+    def check_processes(cls, size: int) -> None:
+        """Raise ``UserError`` where the method cannot train in so many processes."""
+        if size > 1 and not cls.distributed:
+            raise UserError(
+                f"{cls.name} trains in one process only; there are {size}. A method whose loss is one of each example "
+                "by itself, or that gathers what it needs, says so by distributed = True in its class."
+            )
 
     # What a method may declare, in the order in which the loop asks.
 

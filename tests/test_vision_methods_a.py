@@ -83,6 +83,12 @@ def test_gce_prunes_at_its_epochs_by_what_the_network_says_without_augmentation(
     assert not (method.kept == 1).all()
 
 
+def test_gce_does_not_prune_every_row() -> None:
+    loop = image_loop("gce", image_task(), {"k": 0.99})
+    rows = loop.run()
+    assert [row["kept"] for row in rows] == [1, 1, 1]
+
+
 def test_gce_gives_pruned_rows_no_gradient_and_the_loss_of_k() -> None:
     task = image_task()
     method = build("gce", task, {"k": 0.4, "q": 0.7})

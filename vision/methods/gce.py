@@ -76,7 +76,9 @@ class GCE(Denoiser):
         if self.config.truncation == "prune" and since >= 0 and since % self.config.prune_every == 0:
             assert isinstance(self.task, ClassTask)
             probability = objectives.observed_probability(self.task.scan(self.score), self.task.labels)
-            self.kept.copy_(probability > self.config.k)
+            believed = probability > self.config.k
+            if believed.any():  # without a row there would be no gradient, and so no row ever again
+                self.kept.copy_(believed)
 
     def passes(self, stage: Stage, epoch: int) -> list[Pass]:
         return [Pass(weights=self.kept if self.config.truncation == "prune" else None)]

@@ -126,8 +126,7 @@ def test_train_writes_a_whole_run(built: Path, here: Path) -> None:
         ("train", "2"),
     ]
     assert all(float(row["loss"]) > 0 and float(row["seconds"]) > 0 for row in rows)
-    assert all(float(row["valid_loss"]) > 0 for row in rows[:2])
-    assert all(0 <= float(row["valid_ndcg@20"]) <= 1 for row in rows[2:])
+    assert all(0 <= float(row["valid_ndcg@20"]) <= 1 for row in rows)
 
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["epochs"], config["seed"], config["denoiser"]["name"]) == (2, 7, "deca_p")

@@ -190,6 +190,26 @@ def test_reweighted_loss_and_its_gradient_to_the_matrix(through_weight: bool) ->
         assert gradient is None
 
 
+@pytest.mark.parametrize("loss", ["forward", "reweight"])
+def test_the_zeros_of_a_given_matrix_can_be_revised(loss: str) -> None:
+    """As much as an entry beside zero, which a difference of losses confirms."""
+    logits, label = draw(1, N, C).detach(), labels()
+    pairflip = torch.eye(C, dtype=torch.float64) * 0.7 + torch.eye(C, dtype=torch.float64).roll(1, 1) * 0.3
+
+    def value(t: Tensor) -> Tensor:
+        if loss == "forward":
+            return transition.forward_loss(logits, label, t).mean()
+        return transition.reweighted_loss(logits, label, t, through_weight=True).mean()
+
+    given = pairflip.requires_grad_()
+    (slope,) = torch.autograd.grad(value(given), given)
+    for i in range(C):
+        for j in range(C):
+            moved = pairflip.detach().clone()
+            moved[i, j] += 1e-7
+            assert slope[i, j].item() == pytest.approx((value(moved) - value(given)).item() / 1e-7, rel=1e-3, abs=1e-6)
+
+
 def test_importance_is_bounded_where_a_revised_entry_falls_below_zero() -> None:
     t = torch.tensor([[0.9, 0.1], [-0.2, 0.8]], dtype=torch.float64)
     logits = torch.tensor([[-1.0, 8.0]], dtype=torch.float64)

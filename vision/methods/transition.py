@@ -87,6 +87,11 @@ def anchor_transition(probability: Tensor, percentile: float = 97.0) -> Tensor:
     return rows / rows.sum(1, keepdim=True)
 
 
+def _nonnegative(transition: Tensor) -> Tensor:
+    """Entries below zero as zero. An entry that is zero passes its gradient, which a clamp stops: it may be revised."""
+    return torch.where(transition < 0.0, 0.0, transition)
+
+
 def forward_loss(logits: Tensor, label: Tensor, transition: Tensor) -> Tensor:
     """``-log (T^t p)[y~]`` with p the softmax (Patrini et al., Theorem 2), in log space; ``(n,)``.
 
@@ -95,18 +100,18 @@ def forward_loss(logits: Tensor, label: Tensor, transition: Tensor) -> Tensor:
         label: ``(n,)`` int64 observed labels.
         transition: ``(C, C)``; entries below the smallest positive float count as that.
     """
-    log_t = transition.clamp_min(torch.finfo(transition.dtype).tiny).log()
+    log_t = (_nonnegative(transition) + torch.finfo(transition.dtype).tiny).log()
     return -torch.logsumexp(torch.log_softmax(logits, dim=1) + log_t.t()[label], dim=1)
 
 
 def importance(logits: Tensor, label: Tensor, transition: Tensor) -> Tensor:
     """``p[y~] / (T^t p)[y~]``: weights that turn a mean over observed labels into one over true ones; ``(n,)``.
 
-    Entries of ``transition`` below zero count as zero, so that no weight passes ``1 / T[y~, y~]``, nor ``1e12``.
+    Entries of ``transition`` below zero count as zero, so that no weight passes ``1 / T[y~, y~]``, nor ``1e10``.
     """
     # Divided by p[y~] first: the gradient divides by (T^t p)[y~] squared, which would be zero for a sure network.
-    relative = (logits - logits.gather(1, label.unsqueeze(1))).clamp_max(60.0).exp()
-    return 1.0 / (relative * transition.clamp_min(0.0).t()[label]).sum(1).clamp_min(1e-12)
+    relative = (logits - logits.gather(1, label.unsqueeze(1))).clamp_max(25.0).exp()
+    return 1.0 / (relative * _nonnegative(transition).t()[label]).sum(1).clamp_min(1e-10)
 
 
 def reweighted_loss(logits: Tensor, label: Tensor, transition: Tensor, through_weight: bool) -> Tensor:

@@ -142,6 +142,16 @@ def test_parts_of_the_data_do_not_overlap(small: Path) -> None:
     np.testing.assert_array_equal(prepared.rows[0], again.rows[0])
 
 
+def test_trusting_labels_that_nobody_knows_to_be_right_is_said(small: Path) -> None:
+    """With noise that was added the true labels are known, without it the file's own have to do."""
+    given = experiment.prepare(settings(small, method="mw_net", noise=None, clean=12))
+    assert given.train.notes == (
+        "No true labels are known: the given ones of 12 images, drawn at random, are trusted.",
+    )
+    assert not experiment.prepare(settings(small, method="mw_net", clean=12)).train.notes
+    assert not experiment.prepare(settings(small, noise=None)).train.notes
+
+
 def test_data_without_a_test_part_is_not_tested(tmp_path: Path) -> None:
     data = TinyImages.draw(60, 0.3, 3)
     np.savez(tmp_path / "mine.npz", images=data.images.numpy(), labels=data.labels.numpy())

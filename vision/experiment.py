@@ -77,6 +77,9 @@ def prepare(settings: Settings) -> Prepared:
     clean = None
     if settings.clean:
         clean, train = trusted(part, train, settings)
+        if part.true_labels is None and image_data.named.canonical(settings.dataset) is None:
+            note = f"No true labels are known: the given ones of {settings.clean} images, drawn at random, are trusted."
+            part = replace(part, notes=(*part.notes, note))
     rate = None
     if part.true_labels is not None:
         rate = float((part.labels != part.true_labels).double().mean())

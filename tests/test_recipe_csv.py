@@ -1,15 +1,11 @@
-"""A table of one's own: the rule, the reading, the split against a plain loop, bounded memory, bad input."""
+"""A table of one's own: the rule, the reading, the split against a plain loop, bounded memory."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,53 +16,11 @@ from hypothesis import strategies as st
 import data_recipes
 from data_recipes import RecipeError
 from data_recipes.clean_rule import read_rule
-from data_recipes.csv_rows import Table, read_blocks
-from data_recipes.csv_table import TableOptions, csv_recipe
+from data_recipes.csv_rows import Table
 from data_recipes.table_split import Cut, TableSplit
 from data_recipes.tokens import safe_token
-from tests.command import environment, mistake, output
-
-SPLITS = ("train", "valid", "test", "clean_test")
-OPTIONS = TableOptions("user", "item", "dwell > 10")
-Row = dict[str, str]
-
-
-def clicks(n: int = 600, seed: int = 0, n_users: int = 40, n_items: int = 12) -> list[Row]:
-    """Rows with repeated pairs, a user or an item missing here and there, and equal times."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(n):
-        user, item = f"u {rng.integers(n_users)}", f"i{rng.integers(n_items)}"
-        lost = rng.random()
-        rows.append(
-            {
-                "user": "" if lost < 0.02 else user,
-                "item": "" if lost > 0.98 else item,
-                "dwell": "" if 0.5 < lost < 0.55 else f"{rng.integers(0, 400) / 10}",
-                "ts": str(rng.integers(50)),
-            }
-        )
-    return rows
-
-
-def write(path: Path, rows: list[Row], separator: str = ",", encoding: str = "utf-8") -> Path:
-    with path.open("w", newline="", encoding=encoding) as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def read_inter(folder: Path, split: str) -> list[tuple[str, ...]]:
-    lines = (folder / f"{folder.name}.{split}.inter").read_text().splitlines()
-    return [tuple(line.split("\t")) for line in lines[1:]]
-
-
-def build(source: Path, out: Path, **options: Any) -> Path:
-    given: dict[str, Any] = {"user": "user", "item": "item", "clean": "dwell > 10", **options}
-    (folder,) = data_recipes.build(csv_recipe(TableOptions(**given)), out, source)
-    return folder
-
+from tests.click_tables import SPLITS, Row, build, clicks, read_inter, write
+from tests.command import environment
 
 # The rule
 
@@ -313,196 +267,3 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr
         grown[name] = int(ran.stdout) / 1024
     assert grown["large"] < grown["small"] + 12, grown
-
-
-# Bad input
-
-
-def spoiled(path: Path, line: int, new: str) -> Path:
-    lines = path.read_text().splitlines()
-    lines[line - 1] = new
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "said"),
-    [
-        (None, {"user": "userid"}, r"line 1: there is no column 'userid'; the columns are user, item, dwell, ts"),
-        (None, {"clean": "rating >= 5"}, r"there is no column 'rating'"),
-        (None, {"time": "when"}, r"there is no column 'when'"),
-        (None, {"user": "item"}, "User and item are both the column 'item'"),
-        (None, {"split": "time"}, "A split by time needs the column of the time"),
-        (None, {"split": "monthly"}, "Unknown split 'monthly'. Valid: random, time"),
-        (None, {"separator": ";;"}, "separator ';;' is not one character"),
-        (None, {"separator": "tab"}, r"there is no column 'user'.*It looks separated by ',': give --sep"),
-        (None, {"encoding": "klingon"}, "There is no encoding 'klingon'"),
-        (None, {"encoding": "utf-16"}, r"is not utf-16 text"),
-        (None, {"name": "../x"}, r"The name '../x' cannot be a folder's"),
-        (None, {"clean": "dwell > 1000"}, r"The clean rule 'dwell > 1000' matches no row of"),
-        (None, {"clean": "ts >= 0"}, r"The clean rule 'ts >= 0' matches every one of the 600 rows"),
-        ((7, "u 1,i1,12"), {}, r"a\.csv, line 7: 3 cells where the header has 4"),
-        ((7, "u 1,i1,12,4,5"), {}, r"a\.csv, line 7: 5 cells where"),
-        ((7, "u 1,i1,long,4"), {}, r"a\.csv, line 7: dwell is 'long', which is no number"),
-        (
-            (7, "u 1,i1,12,yesterday"),
-            {"time": "ts"},
-            r"line 7: ts is 'yesterday', which is neither a number nor an ISO",
-        ),
-        ((7, "u 1,i1,12,"), {"time": "ts"}, r"line 7: ts is ''"),
-        ((7, "u 1,i1,12,inf"), {"time": "ts"}, r"line 7: ts is 'inf', which is no time"),
-        ((1, "user,item,dwell,user"), {}, r"line 1: two columns are called 'user'"),
-    ],
-)
-def test_bad_tables_are_told_in_one_sentence(
-    tmp_path: Path, change: tuple[int, str] | None, options: dict[str, Any], said: str
-) -> None:
-    source = write(tmp_path / "a.csv", clicks())
-    if change is not None:
-        spoiled(source, *change)
-    with pytest.raises(RecipeError, match=said) as caught:
-        build(source, tmp_path / "out", **options)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
-def truncate(path: Path) -> Path:
-    packed = path.with_suffix(".csv.gz")
-    packed.write_bytes(gzip.compress(path.read_bytes())[:-200])
-    return packed
-
-
-def rewrite(text: bytes) -> Callable[[Path], Path]:
-    def change(path: Path) -> Path:
-        path.write_bytes(text)
-        return path
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (truncate, r"a\.csv\.gz is a gzip file that is cut short or broken"),
-        (rewrite(b""), r"a\.csv is empty"),
-        (rewrite(b"user,item,dwell\n"), r"a\.csv has a header and no rows"),
-        (rewrite(b"user,item,dwell\nann\xff,i,3\n"), r"a\.csv is not utf-8 text.*--encoding"),
-        (rewrite(b'user,item,dwell\n"ann,i,3\n' + b"x,y,1\n" * 200_000), r"a\.csv is no table: field larger"),
-        (rewrite(b"user,item,dwell\nann,i,30\nbob,i,3\n"), r"split of .*a\.csv would be empty: it needs more rows"),
-        (lambda path: path.with_name("b.csv"), r"b\.csv does not exist"),
-        (lambda path: path.parent, r"is a folder; give the table itself"),
-    ],
-)
-def test_bad_files_are_told_in_one_sentence(tmp_path: Path, change: Callable[[Path], Path], said: str) -> None:
-    source = change(write(tmp_path / "a.csv", clicks()))
-    with pytest.raises(RecipeError, match=said):
-        build(source, tmp_path / "out", name="x")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_line_number_counts_quoted_line_ends(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text('user,item,dwell\n"two\nlines",i,3\nann,i,long\n')
-    with pytest.raises(RecipeError, match=r"a\.csv, line 4: dwell is 'long'"):
-        list(read_blocks(Table(path, "user", "item", None, ("dwell",))))
-
-
-def test_a_table_that_changes_while_it_is_read(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.csv", clicks())
-    (tmp_path / "work").mkdir()
-    split = TableSplit(
-        Table(source, "user", "item", None, ("dwell",)), read_rule("dwell > 10"), Cut(False, 0), tmp_path
-    )
-    split.read()
-    write(source, clicks(300))
-    with pytest.raises(RecipeError, match=r"a\.csv changed while it was read"):
-        split.write("a", "dwell")
-
-
-def test_the_same_place_for_other_options_is_built_anew(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.csv", clicks())
-    first = build(source, tmp_path / "out")
-    before = read_inter(first, "clean_test")
-    assert read_inter(build(source, tmp_path / "out", clean="dwell > 30"), "clean_test") != before
-
-
-# Disks and processes
-
-
-BUILD_SCRIPT = """
-import resource, signal, sys
-import data_recipes
-from data_recipes.csv_table import TableOptions, csv_recipe
-source, out, most = sys.argv[1:]
-if int(most):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
-try:
-    print(data_recipes.build(csv_recipe(TableOptions("user", "item", "dwell > 10")), out, source)[0])
-except data_recipes.RecipeError as error:
-    print("refused:", error)
-"""
-
-
-def start(source: Path, out: Path, most: int = 0) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", BUILD_SCRIPT, str(source), str(out), str(most)]
-    return subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.parametrize("most", [4_000, 20_000])
-def test_files_that_cannot_grow_leave_nothing(tmp_path: Path, most: int) -> None:
-    """The system refuses bytes, as on a full disk: first the buckets', then the finished files'."""
-    rows = [{**row, "user": row["user"] and row["user"] + 60 * "x"} for row in clicks(500, n_users=400)]
-    ran = start(write(tmp_path / "a.csv", rows), tmp_path / "out", most)
-    printed, complaints = ran.communicate(timeout=60)
-    assert printed.startswith("refused: Cannot write to "), printed + complaints
-    assert "File too large" in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
-
-
-def test_two_processes_at_once_build_one_folder(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.csv", clicks(3000))
-    runs = [start(source, tmp_path / "out") for _ in range(2)]
-    printed = [run.communicate(timeout=60) for run in runs]
-    assert [out.strip() for out, _ in printed] == [str(tmp_path / "out" / "clean" / "a")] * 2, printed
-    data_recipes.verify_folder(tmp_path / "out" / "clean" / "a")
-    alone = build(source, tmp_path / "alone")
-    for path in alone.iterdir():
-        assert (tmp_path / "out" / "clean" / "a" / path.name).read_bytes() == path.read_bytes()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clean"]
-
-
-# The command line
-
-
-def test_build_and_train_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    rows = clicks(900, n_items=40)
-    rows[5]["user"], rows[6]["item"] = "NA", 'the "best"'
-    write(tmp_path / "clicks.csv", rows)
-    words = ("--from", "clicks.csv", "--user", "user", "--item", "item", "--clean", "dwell > 10", "--out", "data")
-    printed = output("data", "build", "csv", *words)
-    assert "clicks, protocol clean" in printed
-    assert "2 names that RecBole would misread are percent-encoded" in printed
-    assert "all files as built" in output("data", "verify", "data/clean/clicks")
-    assert output("data", "verify", "data") == output("data", "verify", "data/clean/clicks")
-    monkeypatch.setenv("RECDENOISE_CACHE", str(tmp_path / "cache"))
-    assert "has no build of modcloth yet" in mistake("data", "verify", "modcloth")
-    shutil.copytree("data/clean/clicks", "cache/modcloth/clean/modcloth")
-    assert "cache/modcloth/clean/modcloth: csv, protocol clean, all files" in output("data", "verify", "modcloth")
-    options = ("--set", "epochs=1", "--set", "train_batch_size=64", "--set", "embedding_size=8", "--quiet")
-    printed = output("train", "--model", "GMF", "--dataset", "data", "--denoiser", "t_ce", *options)
-    assert "GMF on data, protocol clean" in printed
-
-
-def test_mistakes_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.csv", clicks(50))
-    assert "data build csv needs --user and --item and --from" in mistake("data", "build", "csv", "--out", "x")
-    words = ("--from", "a.csv", "--user", "user", "--item", "item", "--out", "x")
-    assert "matches no row of a.csv" in mistake("data", "build", "csv", *words, "--clean", "dwell > 99")
-    assert "--user, --item describe a table" in mistake("data", "build", "ml-100k", *words)
-    assert "has no protocol 'paper'. Valid: clean" in mistake("data", "build", "csv", *words, "--protocol", "paper")
-    with pytest.raises(RecipeError, match="csv is a table of one's own"):
-        data_recipes.find_recipe("csv")
-    assert not (tmp_path / "x").exists()

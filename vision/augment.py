@@ -45,6 +45,16 @@ class Draws:
     hole_x: Tensor | None = None
     policy: Policy | None = None
 
+    def of(self, share: slice) -> Draws:
+        """The draws of some images of the batch."""
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[share]
+
+        policy = self.policy
+        part = None if policy is None else Policy(policy.code[:, share], policy.strength[:, share])
+        return Draws(cut(self.top), cut(self.left), cut(self.flip), cut(self.hole_y), cut(self.hole_x), part)
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -113,9 +123,13 @@ class Augment:
         Returns:
             ``(n, C, H, W)`` float32 on the same device.
         """
+        return self.part(images, generator, train, len(images), slice(0, len(images)))
+
+    def part(self, images: Tensor, generator: torch.Generator, train: bool, n: int, share: slice) -> Tensor:
+        """As the whole batch of ``n``, of which ``images`` are the ``share``: the draws are those of the whole."""
         self._check(images)
-        draws = self.draw(len(images), images.shape[2], images.shape[3], generator) if train else Draws()
-        return self.apply(images, draws)
+        draws = self.draw(n, images.shape[2], images.shape[3], generator) if train else Draws()
+        return self.apply(images, draws if len(images) == n else draws.of(share))
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != len(self.mean):

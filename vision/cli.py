@@ -17,6 +17,7 @@ from vision.issue_commands import find_issues
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from recdenoise.parallel import Parallel
     from vision.settings import Settings
 
 PLUGIN = click.option(
@@ -73,8 +74,15 @@ def vision() -> None:
 @click.option("--probe", is_flag=True, help="Record the test accuracy of every epoch; it never chooses.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 @PLUGIN
+@click.pass_obj
 def train(
-    plugins: tuple[str, ...], resume: str | None, probe: bool, quiet: bool, out: Path | None, **given: Any
+    parallel: Parallel | None,
+    plugins: tuple[str, ...],
+    resume: str | None,
+    probe: bool,
+    quiet: bool,
+    out: Path | None,
+    **given: Any,
 ) -> None:
     """Train a classifier on noisy labels and test it.
 
@@ -84,21 +92,30 @@ def train(
     \b
     recdenoise vision train --dataset fashion-mnist --method gce --network cnn9 --noise pairflip:0.3 --set method.q=0.5
     recdenoise vision train --resume runs/vision/x
+
+    Several GPUs: torchrun --nproc-per-node 4 -m vision.train, with the same options.
     """
     one_thread()
     load_plugins(plugins)
     settings, out = plan(resume, given, out)
+    from recdenoise.parallel import ALONE
+    from vision import distributed
     from vision.experiment import check_out
     from vision.experiment import train as train_run
     from vision.progress import Progress
 
+    parallel = parallel or ALONE
+    distributed.check(settings, parallel)
+    if not parallel.main:
+        train_run(settings, out, resume=resume is not None, probe=probe, parallel=parallel)
+        return
     check_out(out, resume is not None)
     screen = console()
     label = f"{settings.network} + {settings.method.title}"
     observer = Progress(screen, label, settings.options.batch_size, settings.options.torch_device())
     observer.progress.disable = quiet
     with observer:
-        result = train_run(settings, out, resume=resume is not None, probe=probe, observer=observer)
+        result = train_run(settings, out, resume=resume is not None, probe=probe, observer=observer, parallel=parallel)
     record = result.record
     screen.print(title(settings), soft_wrap=True)
     screen.print(accuracy_table(record))

@@ -16,8 +16,10 @@ import recdenoise
 from recdenoise import checkpoint, seeds
 from recdenoise.errors import UserError
 from recdenoise.observer import Observer
+from recdenoise.parallel import ALONE, Parallel
 from recdenoise.run_files import RunFiles, check_out, versions
 from vision import data as image_data
+from vision import distributed
 from vision import noise as label_noise
 from vision.data import ImageData
 from vision.fitting import augmentation, in_order
@@ -120,7 +122,7 @@ def test_part(settings: Settings, whole: ImageData) -> ImageData | None:
     return image_data.load(settings.dataset, split="test", root=settings.root, n_classes=whole.n_classes)
 
 
-def build(settings: Settings, prepared: Prepared) -> Run:
+def build(settings: Settings, prepared: Prepared, parallel: Parallel = ALONE) -> Run:
     """Networks and method on the device. Raises ``UserError`` for what does not fit together."""
     device = settings.options.torch_device()
     augment = augmentation(prepared.train, settings.options)
@@ -130,7 +132,8 @@ def build(settings: Settings, prepared: Prepared) -> Run:
     }
     sources = {} if moved["clean"] is None else {"clean": moved["clean"]}
     sets = Sets(prepared.train.to(device), moved["valid"], moved["test"], sources)
-    return Run(settings.network, settings.method, settings.config, settings.options, sets, augment, settings.seed)
+    options, seed = settings.options, settings.seed
+    return Run(settings.network, settings.method, settings.config, options, sets, augment, seed, parallel)
 
 
 def train(
@@ -140,6 +143,7 @@ def train(
     resume: bool = False,
     probe: bool = False,
     observer: Observer | None = None,
+    parallel: Parallel = ALONE,
 ) -> RunResult:
     """Train and test; writes ``config.yaml``, ``metrics.csv``, ``checkpoint.pt``, ``model.pt``, ``labels.npz`` and
     ``result.json``.
@@ -150,17 +154,21 @@ def train(
         resume: go on from the folder's checkpoint where there is one; a finished run stays as it is.
         probe: record the test accuracy of every epoch; it never chooses.
         observer: told about progress.
+        parallel: the processes that train this run together, each of which calls this; the main one alone writes.
 
     Raises:
         UserError: the folder holds another run, or ``resume`` is off and it holds one.
         TrainingError: a loss is not finite, or a GPU has no memory left.
         KeyboardInterrupt: after a checkpoint was saved.
     """
-    if out is not None:
+    distributed.check(settings, parallel)
+    if out is not None and parallel.main:
         check_out(out, resume)
     started = time.perf_counter()
-    prepared = prepare(settings)
-    run = build(settings, prepared)
+    placed = distributed.place(settings, parallel)
+    prepared = prepare(placed)
+    run = build(placed, prepared, parallel)
+    distributed.check_same(run, parallel)
     inner = observer or Observer()
     path = None if out is None else out / "checkpoint.pt"
     identity = settings.identity(recdenoise.__version__)
@@ -169,7 +177,7 @@ def train(
         record = read_record(out)
         if record is not None:
             return RunResult(out, record)
-    if out is not None:
+    if out is not None and parallel.main:
         # Only now: a checkpoint of another run was refused, so its config.yaml is still its own.
         checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
         loop.observer = RunFiles(out, inner, loop.history)
@@ -185,18 +193,21 @@ def train(
 
 def write_end(out: Path, settings: Settings, prepared: Prepared, run: Run, record: dict[str, Any]) -> None:
     """Weights of both ends, what the method thinks of every label, and the result; the result last."""
-    identity = settings.identity(recdenoise.__version__)
-    state = {"identity": identity, "modules": run.denoiser.state_dict(), "ends": run.ends, "used": run.used}
-    checkpoint.save(out / "model.pt", state)
-    part = [prepared.train] + ([prepared.valid] if prepared.valid is not None else [])
     order = np.argsort(np.concatenate(prepared.rows), kind="stable")
     # in_order wants places among the rows used; the file's own row numbers stand beside them
     places = np.argsort(order, kind="stable")
     cut = len(prepared.rows[0])
+    probability = in_order(run, (places[:cut], places[cut:]))
+    if not run.task.parallel.main:  # it has helped to look at the data
+        return
+    identity = settings.identity(recdenoise.__version__)
+    state = {"identity": identity, "modules": run.denoiser.state_dict(), "ends": run.ends, "used": run.used}
+    checkpoint.save(out / "model.pt", state)
+    part = [prepared.train] + ([prepared.valid] if prepared.valid is not None else [])
     columns = {
         "row": np.concatenate(prepared.rows)[order],
         "given": np.concatenate([p.labels.cpu().numpy() for p in part])[order],
-        "clean_probability": in_order(run, (places[:cut], places[cut:])),
+        "clean_probability": probability,
     }
     if all(p.true_labels is not None for p in part):
         truth = [p.true_labels.cpu().numpy() for p in part if p.true_labels is not None]
@@ -229,6 +240,7 @@ def describe(settings: Settings, prepared: Prepared, run: Run, prepare_seconds: 
         "parameters": sum(p.numel() for p in run.watched.parameters()),
         "versions": versions(("torch", "torchvision", "numpy")),
         "device": device_name(run.task.device),
+        "processes": run.task.parallel.size,
     }
 
 

@@ -20,7 +20,8 @@ class ImageLoader:
     """The batches of one pass.
 
     Batches all have the same size: the rows that are left over after the last whole batch wait for another epoch's
-    shuffle. A pass over fewer rows than a batch is one smaller batch.
+    shuffle. A pass over fewer rows than a batch is one smaller batch. Where several processes train, each gets its
+    share of every batch: the same size for all, so that a smaller batch leaves out what cannot be shared.
 
     Args:
         task: holds the images.
@@ -29,7 +30,7 @@ class ImageLoader:
         name: of the stream, to give it draws of its own; empty for the outer pass.
 
     Raises:
-        UserError: no rows.
+        UserError: no rows, or a batch that the processes cannot share evenly.
     """
 
     def __init__(self, task: ImageTask, sweep: Pass, key: tuple[int, ...], name: str = "") -> None:
@@ -40,7 +41,7 @@ class ImageLoader:
             raise UserError(f"A pass over {sweep.source}{f', stream {name},' if name else ''} has no rows.")
         self.rows = rows.to(task.device)
         self.labels = self.data.labels if sweep.labels is None else sweep.labels
-        self.size = min(sweep.batch_size or task.batch_size, len(rows))
+        self.size = shared_size(sweep.batch_size or task.batch_size, len(rows), task.parallel.size)
         self.streams = {each: ImageLoader(task, stream, key, each) for each, stream in sweep.streams.items()}
         self._round, self._order = -1, self.rows
 
@@ -60,7 +61,7 @@ class ImageLoader:
 
     def _index(self, step: int) -> Tensor:
         turn, at = divmod(step, len(self))
-        return self._ordered(turn)[at * self.size : (at + 1) * self.size]
+        return self._ordered(turn)[at * self.size : (at + 1) * self.size][self.task.parallel.share(self.size)]
 
     def batch(self, step: int, partners_of: Tensor | None = None, raw: Tensor | None = None) -> Batch:
         """The batch of a step; beyond the pass's end it goes round again in another order.
@@ -77,7 +78,8 @@ class ImageLoader:
         sweep, device = self.sweep, self.task.device
         raw = self.task.fetch(self.data, index) if raw is None else raw.to(device, non_blocking=True)
         generator = seeds.generator(device, self.task.seed, "augment", self.name, *self.key, step)
-        views = tuple(self.task.augmented(raw, generator, sweep.augment) for _ in range(sweep.views))
+        size = len(index) * self.task.parallel.size  # of the whole batch; a paired stream has the outer pass's
+        views = tuple(self.task.augmented(raw, generator, sweep.augment, size) for _ in range(sweep.views))
         weight = None if sweep.weights is None else sweep.weights.index_select(0, index)
         streams = {name: loader.batch(step, index) for name, loader in self.streams.items()}
         label = self.labels.index_select(0, index)
@@ -89,3 +91,21 @@ class ImageLoader:
             order = torch.randperm(len(self.rows), generator=generator, device=self.task.device)
             self._round, self._order = turn, self.rows.index_select(0, order)
         return self._order
+
+
+def shared_size(wanted: int, n_rows: int, processes: int) -> int:
+    """Size of the batches of a pass.
+
+    Args:
+        wanted: by the run or the method.
+        n_rows: of the pass; where there are fewer than a batch, they are one.
+        processes: each gets the same share of a batch.
+
+    Raises:
+        UserError: the processes cannot share a batch evenly.
+    """
+    if wanted % processes:
+        raise UserError(f"A batch of {wanted} images is not divisible among {processes} processes.")
+    if n_rows < processes:
+        raise UserError(f"A pass has {n_rows} images for {processes} processes.")
+    return min(wanted, n_rows - n_rows % processes)

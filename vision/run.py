@@ -16,6 +16,7 @@ from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.loop import Loop
 from recdenoise.observer import Observer
+from recdenoise.parallel import ALONE, Parallel
 from recdenoise.selection import Weights, copy_weights, load_weights
 from vision.evaluation import Held, measure
 from vision.models import Builder, Model
@@ -53,6 +54,7 @@ class Run:
         sets: what on.
         augment: from uint8 to normalised floats.
         seed: everything random follows from it.
+        parallel: the processes that train together.
 
     Raises:
         UserError: anything that cannot work together.
@@ -67,6 +69,7 @@ class Run:
         sets: Sets,
         augment: Augmentation,
         seed: int,
+        parallel: Parallel = ALONE,
     ) -> None:
         check_method(method, config, sets)
         self.method, self.config, self.options, self.sets, self.seed = method, config, options, sets, seed
@@ -87,6 +90,7 @@ class Run:
             channels_last=channels_last,
             compiled=options.compile,
             embedding=options.embedding,
+            parallel=parallel,
         )
         self.denoiser = method(self.task, config).to(device).eval()
         if sets.valid is None:

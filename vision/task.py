@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from recdenoise import seeds
 from recdenoise.errors import UserError, unknown_name
+from recdenoise.parallel import ALONE, Parallel
 from recdenoise.task import Call, Pass
 from vision.embedding import Tap, as_logits, without_head
 from vision.loader import ImageLoader
@@ -43,6 +44,13 @@ class Augmentation(Protocol):
     def __call__(self, images: Tensor, generator: torch.Generator, train: bool) -> Tensor: ...
 
 
+@runtime_checkable
+class PartialAugmentation(Augmentation, Protocol):
+    """One that can also augment a part of a batch as it would be augmented inside the whole one."""
+
+    def part(self, images: Tensor, generator: torch.Generator, train: bool, n: int, share: slice) -> Tensor: ...
+
+
 class ImageTask:
     """Images with observed labels, and networks to train on them.
 
@@ -58,6 +66,7 @@ class ImageTask:
         channels_last: lay out images and filters with the channels last.
         compiled: compile the networks that train.
         embedding: dotted name of the layer whose output is the embedding; ``None`` takes the last Linear's input.
+        parallel: the processes that share every batch and every look at the data.
 
     Raises:
         UserError: fewer images than a batch, a label outside the classes, or a model that does not fit the data.
@@ -80,12 +89,13 @@ class ImageTask:
         channels_last: bool = False,
         compiled: bool = False,
         embedding: str | None = None,
+        parallel: Parallel = ALONE,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}; it must be 1 or more.")
         if len(train) < batch_size:
             raise UserError(f"There are {len(train)} training images, fewer than one batch of {batch_size}.")
-        self.device = torch.device(device)
+        self.device, self.parallel = torch.device(device), parallel
         self.sources: dict[str, Images] = {"train": train, **(sources or {})}
         self.labels, self.n_classes, self.n_rows = train.labels.to(self.device), train.n_classes, len(train)
         self.augment, self.seed, self.batch_size = augment, seed, batch_size
@@ -95,6 +105,8 @@ class ImageTask:
             compiled,
             embedding,
         )
+        if parallel.size > 1 and not isinstance(augment, PartialAugmentation):
+            raise UserError(f"{type(augment).__name__} cannot augment a part of a batch, as several processes need.")
         self._new_model = new_model
         self._runners: dict[tuple[int, bool, bool], tuple[nn.Module, Callable[..., Any]]] = {}
         self._check_model()
@@ -195,9 +207,20 @@ class ImageTask:
             return images.index_select(0, rows.to(images.device)).to(self.device, non_blocking=True)
         return images[rows].to(self.device, non_blocking=True)
 
-    def augmented(self, raw: Tensor, generator: torch.Generator, train: bool) -> Tensor:
-        """Floats, laid out as the networks want them."""
-        images = self.augment(raw, generator, train)
+    def augmented(self, raw: Tensor, generator: torch.Generator, train: bool, of: int | None = None) -> Tensor:
+        """Floats, laid out as the networks want them.
+
+        Args:
+            raw: uint8 images.
+            generator: of all draws.
+            train: whether to augment.
+            of: size of the batch that ``raw`` is this process's share of; ``None`` where it is whole.
+        """
+        if of is None or of == len(raw):
+            images = self.augment(raw, generator, train)
+        else:
+            assert isinstance(self.augment, PartialAugmentation)
+            images = self.augment.part(raw, generator, train, of, self.parallel.share(of))
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def loader(self, sweep: Pass, key: tuple[int, ...]) -> ImageLoader:
@@ -210,14 +233,18 @@ class ImageTask:
     def scan_data(self, data: Images, function: Call, rows: Tensor | None = None, augment: bool = False) -> Tensor:
         """``function(inputs)`` for the images of any data set, in blocks, in the order of ``rows``."""
         rows = torch.arange(len(data), device=self.device) if rows is None else rows.to(self.device)
+        n, shared = len(rows), len(rows) >= self.parallel.size  # too few to share: every process looks at all
         # Fresh augmentation draws from the global generator, which a checkpoint holds.
-        seed = int(torch.randint(2**62, ())) if augment else 0
+        seed = int(torch.randint(2**62, ())) + (self.parallel.rank if shared else 0) if augment else 0
         generator = torch.Generator(device=self.device).manual_seed(seed)
-        if len(rows) == 0:
+        if n == 0:
             raise UserError("There are no images to go over.")
-        return torch.cat(
+        if shared:
+            rows = rows[self.parallel.share(n)]
+        values = torch.cat(
             [function(self.augmented(self.fetch(data, part), generator, augment)) for part in rows.split(SCAN_IMAGES)]
         )
+        return self.parallel.gather(values, n) if shared else values
 
 
 def _at_least_float(values: Tensor) -> Tensor:

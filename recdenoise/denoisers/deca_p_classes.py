@@ -90,6 +90,7 @@ class DeCAPClasses(FrozenPrior):
     name = "deca_p"
     title = "DeCA(p)"
     summary = "agreement with a frozen, plainly trained copy from another seed"
+    distributed = True
     paper = PAPER
     Config = DeCAPClassesConfig
     neutral = None

@@ -36,6 +36,7 @@ class Ensemble(Denoiser):
     name = "ensemble"
     title = "Ensemble"
     summary = "the mean probability of copies trained from different seeds"
+    distributed = True
     paper = "baseline of Wang et al., Label Denoising through Cross-Model Agreement, TORS 2023"
     Config = EnsembleConfig
     neutral: ClassVar[dict[str, Any] | None] = {"members": 1}

@@ -45,6 +45,7 @@ class ITLM(Denoiser):
     name = "itlm"
     title = "ITLM"
     summary = "trains again on the examples whose loss was smallest"
+    distributed = True
     paper = "Shen and Sanghavi, Learning with Bad Training Data via Iterative Trimmed Loss Minimization, ICML 2019"
     Config = ITLMConfig
     neutral: ClassVar[dict[str, Any] | None] = {"rounds": 1}

@@ -11,4 +11,5 @@ class Normal(Denoiser):
     name = "normal"
     title = "Normal"
     summary = "plain cross-entropy on the observed labels"
+    distributed = True
     paper = "He et al., Neural Collaborative Filtering, WWW 2017"

@@ -29,6 +29,7 @@ class RCE(Denoiser):
     name = "r_ce"
     title = "R-CE"
     summary = "weighs each label by the probability the model gives it"
+    distributed = True
     paper = "Wang et al., Denoising Implicit Feedback for Recommendation, WSDM 2021"
     Config = RCEConfig
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0.0}

@@ -44,6 +44,7 @@ class TCE(Denoiser):
     name = "t_ce"
     title = "T-CE"
     summary = "drops a growing share of the positives with the largest loss"
+    distributed = True
     paper = "Wang et al., Denoising Implicit Feedback for Recommendation, WSDM 2021"
     Config = TCEConfig
     neutral: ClassVar[dict[str, Any] | None] = {"drop_rate": 0.0}
@@ -54,4 +55,6 @@ class TCE(Denoiser):
         rate = objectives.truncation_rate(clock.step, growth, self.config.drop_rate, self.config.exponent)
         # A label of classes has no negatives: any example may be dropped.
         droppable = torch.ones_like(loss) if isinstance(self.task, ClassTask) else batch.label
-        return Losses(loss, objectives.truncation(loss, droppable, rate))
+        n, gather = len(loss) * self.parallel.size, self.parallel.gather
+        weight = objectives.truncation(gather(loss), gather(droppable), rate)  # of the whole batch
+        return Losses(loss, weight[self.parallel.share(n)])

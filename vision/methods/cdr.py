@@ -60,6 +60,7 @@ class CDR(Denoiser):
     name = "cdr"
     title = "CDR"
     summary = "only weights that matter for clean labels follow the gradient"
+    distributed = True
     paper = "Xia et al., Robust Early-Learning: Hindering the Memorization of Noisy Labels, ICLR 2021"
     Config = CDRConfig
     neutral: ClassVar[dict[str, Any] | None] = {"noise_rate": 0.0}

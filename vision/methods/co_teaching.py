@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Optim, Stage, Update
 from recdenoise.task import Batch
-from vision.methods.small_loss import SmallLossConfig, TwoNetworks, kept_share, smallest_rows
+from vision.methods.small_loss import SmallLossConfig, TwoNetworks, kept_share, kept_update, smallest_rows
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class CoTeaching(TwoNetworks):
     name = "co_teaching"
     title = "Co-teaching"
     summary = "two networks choose examples with small losses for each other"
+    distributed = True
     paper = "Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels, NeurIPS 2018"
     Config = CoTeachingConfig
     neutral: ClassVar[dict[str, Any] | None] = {"noise_rate": 0.0}
@@ -36,7 +37,7 @@ class CoTeaching(TwoNetworks):
         share = kept_share(clock.epoch, self.config)
         first, second = (objectives.classification_loss(logits, batch.label) for logits in self.logits(batch.inputs))
         # Both choices are made before either network moves.
-        for_second, for_first = smallest_rows(first, share), smallest_rows(second, share)
-        groups = (len(for_first),)
-        yield Update(first[for_first], groups)
-        yield Update(second[for_second], groups, optimizer="second")
+        gather = self.parallel.gather
+        for_second, for_first = smallest_rows(gather(first), share), smallest_rows(gather(second), share)
+        yield kept_update(first, for_first, self.parallel)
+        yield kept_update(second, for_second, self.parallel, "second")

@@ -103,6 +103,7 @@ class CORES(Denoiser):
     name = "cores"
     title = "CORES"
     summary = "rewards confidence and sieves out doubted labels; CORES* trains on both parts"
+    distributed = True
     paper = "Cheng et al., Learning with Instance-Dependent Label Noise: A Sample Sieve Approach, ICLR 2021"
     Config = CORESConfig
     neutral: ClassVar[dict[str, Any] | None] = {"beta": 0.0, "sieve_from": None}

@@ -75,6 +75,7 @@ class DMI(Denoiser):
     name = "dmi"
     title = "DMI"
     summary = "maximises the determinant of predictions and labels"
+    distributed = True
     paper = (
         "Xu et al., L_DMI: A Novel Information-theoretic Loss Function for Training Deep Nets Robust to Label Noise, "
         "NeurIPS 2019"
@@ -101,5 +102,6 @@ class DMI(Denoiser):
             yield from super().step(stage, batch, clock)
             return
         logits = self.task.call(self.target, batch.inputs)
-        loss = determinant_loss(logits, batch.label, self.config.epsilon, self.config.scaled)
+        every, label = self.parallel.whole(logits), self.parallel.gather(batch.label)
+        loss = determinant_loss(every, label, self.config.epsilon, self.config.scaled)
         yield Update(loss.expand(len(batch.label)), batch.groups)

@@ -51,6 +51,7 @@ class ELR(Denoiser):
     name = "elr"
     title = "ELR"
     summary = "keeps predictions near the average of earlier ones"
+    distributed = True
     paper = "Liu et al., Early-Learning Regularization Prevents Memorization of Noisy Labels, NeurIPS 2020"
     Config = ELRConfig
     neutral: ClassVar[dict[str, Any] | None] = {"strength": 0.0}
@@ -63,7 +64,7 @@ class ELR(Denoiser):
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         logits = self.task.call(self.target, batch.inputs)
         memory = remembered(self.memory[batch.index], logits, self.config.beta)
-        self.memory[batch.index] = memory
+        self.memory[self.parallel.gather(batch.index)] = self.parallel.gather(memory)
         loss = objectives.classification_loss(logits, batch.label)
         held = objectives.early_learning(logits, memory)
         return Losses(loss + self.config.strength * held, batch.weight, {"early_learning": held.mean()})

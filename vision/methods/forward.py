@@ -24,6 +24,7 @@ class Forward(ThroughTransition):
     name = "forward"
     title = "Forward"
     summary = "corrects the loss by the transition matrix"
+    distributed = True
     paper = "Patrini et al., Making Deep Neural Networks Robust to Label Noise: a Loss Correction Approach, CVPR 2017"
     Config = ForwardConfig
     neutral: ClassVar[dict[str, Any] | None] = {"transition": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}

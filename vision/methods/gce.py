@@ -58,6 +58,7 @@ class GCE(Denoiser):
     name = "gce"
     title = "GCE"
     summary = "a loss between cross-entropy and MAE, truncated where asked"
+    distributed = True
     paper = (
         "Zhang and Sabuncu, Generalized Cross Entropy Loss for Training Deep Networks with Noisy Labels, NeurIPS 2018"
     )

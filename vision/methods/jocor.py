@@ -12,7 +12,7 @@ from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Optim, Stage, Update
 from recdenoise.options import require
 from recdenoise.task import Batch
-from vision.methods.small_loss import SmallLossConfig, TwoNetworks, kept_share, smallest_rows
+from vision.methods.small_loss import SmallLossConfig, TwoNetworks, kept_share, kept_update, smallest_rows
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class JoCoR(TwoNetworks):
     name = "jocor"
     title = "JoCoR"
     summary = "two networks agree, and learn together from small joint losses"
+    distributed = True
     paper = "Wei et al., Combating Noisy Labels by Agreement: A Joint Training Method with Co-Regularization, CVPR 2020"
     Config = JoCoRConfig
     neutral: ClassVar[dict[str, Any] | None] = {"noise_rate": 0.0, "co_lambda": 0.0}
@@ -60,5 +61,5 @@ class JoCoR(TwoNetworks):
 
     def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
         loss = joint_loss(*self.logits(batch.inputs), batch.label, self.config.co_lambda)
-        kept = smallest_rows(loss, kept_share(clock.epoch, self.config))
-        yield Update(loss[kept], (len(kept),))
+        kept = smallest_rows(self.parallel.gather(loss), kept_share(clock.epoch, self.config))
+        yield kept_update(loss, kept, self.parallel)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Update
+from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Optim, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
+from recdenoise.schedules import Schedule
 from recdenoise.task import Batch, ClassTask, Pass, Task
 from vision.methods.class_balance import balance_loss, moment
 
@@ -42,6 +43,9 @@ class JointOptimConfig(DenoiserConfig):
 
     label_epochs: int | None = None
     """Epochs in which labels are found; null takes the run's."""
+
+    label_schedule: Literal["run", "constant"] = "run"
+    """Learning rate while labels are found: the run's schedule, or constant, as in the paper."""
 
     retrain: bool = True
     """Train a network from new weights on the labels found; False keeps the one that found them."""
@@ -77,6 +81,7 @@ class JointOptim(Denoiser):
     name = "joint_optim"
     title = "Joint-Optim"
     summary = "replaces labels by the mean of its last predictions"
+    distributed = True
     paper = "Tanaka et al., Joint Optimization Framework for Learning with Noisy Labels, CVPR 2018"
     Config = JointOptimConfig
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0.0, "beta": 0.0, "relabel_from": 1e9, "retrain": False}
@@ -102,6 +107,12 @@ class JointOptim(Denoiser):
             return [Stage("labels", epochs=self.config.label_epochs)]
         # The labels are those of the last epochs: an earlier epoch's network would not belong to them.
         return [Stage("labels", selector="last", epochs=self.config.label_epochs), Stage(reset=("target",))]
+
+    def optimizers(self, stage: Stage) -> dict[str, Optim]:
+        declared = super().optimizers(stage)
+        if stage.name == "labels" and self.config.label_schedule == "constant":
+            return {name: replace(optim, schedule=Schedule()) for name, optim in declared.items()}
+        return declared
 
     def begin_stage(self, stage: Stage) -> None:
         if stage.name == "train":
@@ -130,8 +141,9 @@ class JointOptim(Denoiser):
         loss = divergence_from_labels(logits, batch.label)
         if stage.name == "labels":
             self.planned.fill_(clock.epochs)
-            self.predictions[batch.index, clock.epoch % self.config.memory] = torch.softmax(logits.detach(), dim=1)
-            balance = balance_loss(logits, self.prior)
+            rows, predicted = self.parallel.gather(batch.index), torch.softmax(logits.detach(), dim=1)
+            self.predictions[rows, clock.epoch % self.config.memory] = self.parallel.gather(predicted)
+            balance = balance_loss(self.parallel.whole(logits), self.prior)
             loss = loss + self.config.alpha * balance + self.config.beta * entropy(logits)
         yield Update(loss, batch.groups, batch.weight)
 

@@ -17,7 +17,7 @@ from recdenoise.options import require
 from recdenoise.task import Batch, ClassTask, Task
 from vision.methods import beta_mixture
 from vision.methods.class_balance import balance_loss, moment
-from vision.methods.mixup import draw_share, mixed
+from vision.methods.mixup import draw_partners, draw_share, mixed
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class MCorrection(Denoiser):
     name = "m_correction"
     title = "M-correction"
     summary = "trusts each label by a beta mixture on the losses"
+    distributed = True
     paper = "Arazo et al., Unsupervised Label Noise Modeling and Loss Correction, ICML 2019"
     Config = MCorrectionConfig
     neutral: ClassVar[dict[str, Any] | None] = {"mixup_alpha": 0.0, "warmup": 1e9}
@@ -108,12 +109,12 @@ class MCorrection(Denoiser):
         inputs = batch.inputs
         if self.config.mixup_alpha:
             share = draw_share(self.config.mixup_alpha)
-            partners = torch.randperm(len(label)).to(label.device)
-            inputs, label = mixed(inputs, partners, share), mixed(label, partners, share)
+            partners = draw_partners(len(label), self.parallel).to(label.device)
+            inputs, label = (mixed(values, partners, share, self.parallel) for values in (inputs, label))
         logits = self.task.call(self.target, inputs)
         loss = objectives.classification_loss(logits, label.to(logits.dtype))
         if doubting:
-            loss = loss + self.config.balance * balance_loss(logits, self.prior)
+            loss = loss + self.config.balance * balance_loss(self.parallel.whole(logits), self.prior)
         yield Update(loss, batch.groups, batch.weight, logs={"doubt": self.doubt[batch.index].mean()})
 
     def clean_probability(self) -> Tensor:

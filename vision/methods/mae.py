@@ -13,6 +13,7 @@ class MAE(Denoiser):
     name = "mae"
     title = "MAE"
     summary = "a bounded, symmetric loss in place of cross-entropy"
+    distributed = True
     paper = "Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise for Deep Neural Networks, AAAI 2017"
     neutral = None
     neutral_reason = "it has no option, and its gradient is that of cross-entropy times the label's probability"

@@ -11,6 +11,7 @@ from torch import Tensor
 from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Losses
 from recdenoise.options import require
+from recdenoise.parallel import ALONE, Parallel
 from recdenoise.task import Batch
 
 
@@ -34,9 +35,23 @@ def draw_share(alpha: float) -> float:
     return float(torch.distributions.Beta(alpha, alpha).sample())
 
 
-def mixed(values: Tensor, partners: Tensor, share: float) -> Tensor:
-    """``share * values + (1 - share) * values[partners]``, of the shape of ``values``."""
-    return share * values + (1.0 - share) * values.index_select(0, partners)
+def draw_partners(n: int, parallel: Parallel = ALONE) -> Tensor:
+    """``(n,)`` partners in the whole batch for this process's ``n`` examples, by torch's global generator."""
+    whole = n * parallel.size
+    return torch.randperm(whole)[parallel.share(whole)]
+
+
+def mixed(values: Tensor, partners: Tensor, share: float, parallel: Parallel = ALONE) -> Tensor:
+    """``share * values + (1 - share) * partner's values``, of the shape of ``values``.
+
+    Args:
+        values: ``(n, ...)``, of which no gradient is wanted where several processes share the batch.
+        partners: ``(n,)`` places in the whole batch.
+        share: of an example's own values.
+        parallel: the processes that share the batch.
+    """
+    every = values if parallel.size == 1 else parallel.gather(values)
+    return share * values + (1.0 - share) * every.index_select(0, partners)
 
 
 class Mixup(Denoiser):
@@ -45,14 +60,15 @@ class Mixup(Denoiser):
     name = "mixup"
     title = "mixup"
     summary = "trains on mixtures of pairs of images and labels"
+    distributed = True
     paper = "Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018"
     Config = MixupConfig
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0.0}
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         share = draw_share(self.config.alpha)
-        partners = torch.randperm(len(batch.label)).to(batch.label.device)
-        logits = self.task.call(self.target, mixed(batch.inputs, partners, share))
+        partners = draw_partners(len(batch.label), self.parallel).to(batch.label.device)
+        logits = self.task.call(self.target, mixed(batch.inputs, partners, share, self.parallel))
         own = objectives.classification_loss(logits, batch.label)
-        other = objectives.classification_loss(logits, batch.label.index_select(0, partners))
+        other = objectives.classification_loss(logits, self.parallel.gather(batch.label).index_select(0, partners))
         return Losses(share * own + (1.0 - share) * other, batch.weight)

@@ -63,6 +63,7 @@ class MWNet(Denoiser):
     name = "mw_net"
     title = "MW-Net"
     summary = "learns a weight from each loss, on a clean set"
+    distributed = True
     paper = "Shu et al., Meta-Weight-Net: Learning an Explicit Mapping For Sample Weighting, NeurIPS 2019"
     Config = MWNetConfig
     neutral = None
@@ -108,7 +109,9 @@ class MWNet(Denoiser):
         own = {name: p for name, p in self.target.named_parameters() if p.requires_grad}
         weight = weight.detach().requires_grad_()
         moves = torch.autograd.grad((weight * loss).mean(), list(own.values()), create_graph=True, allow_unused=True)
-        ahead = {n: p.detach() - rate * g for (n, p), g in zip(own.items(), moves, strict=True) if g is not None}
+        moved = {name: move for name, move in zip(own, moves, strict=True) if move is not None}
+        step = self.parallel.mean(list(moved.values()))  # of the whole batch, as the classifier's own step will be
+        ahead = {name: own[name].detach() - rate * g for name, g in zip(moved, step, strict=True)}
         # The look ahead must leave no trace in the statistics of the classifier's norm layers.
         statistics = {name: buffer.clone() for name, buffer in self.target.named_buffers()}
         logits = self.task.call_with(self.target, {**ahead, **statistics}, clean.inputs)

@@ -94,6 +94,7 @@ class NoiseAdaptation(Denoiser):
     name = "noise_adaptation"
     title = "Noise adaptation"
     summary = "learns the transition matrix as a second softmax layer"
+    distributed = True
     paper = "Goldberger and Ben-Reuven, Training Deep Neural-Networks Using a Noise Adaptation Layer, ICLR 2017"
     Config = NoiseAdaptationConfig
     neutral = None

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from recdenoise import objectives
-from recdenoise.denoisers.base import Denoiser, DenoiserConfig, Stage
+from recdenoise.denoisers.base import Denoiser, DenoiserConfig, Stage, Update
 from recdenoise.options import require
+from recdenoise.parallel import Parallel
 from recdenoise.task import Call, Task
 
 
@@ -48,6 +49,20 @@ def smallest_rows(loss: Tensor, share: float) -> Tensor:
     """Places of the ``round(share * n)`` smallest of ``(n,)`` losses, at least one: ``(k,)`` int64."""
     keep = min(len(loss), max(1, round(share * len(loss))))
     return torch.topk(loss.detach(), keep, largest=False, sorted=False).indices
+
+
+def kept_update(loss: Tensor, kept: Tensor, parallel: Parallel, optimizer: str = "target") -> Update:
+    """The mean of the losses that are kept.
+
+    Args:
+        loss: ``(n,)`` losses of this process's share of the batch.
+        kept: ``(k,)`` places in the whole batch.
+        parallel: the processes that share it.
+        optimizer: which one steps.
+    """
+    here = parallel.mine(kept, len(loss) * parallel.size)
+    # A process may hold more or fewer of the k than another: the sum counts k, not what is here.
+    return Update(loss[here] * parallel.size, (len(kept),), optimizer=optimizer)
 
 
 class TwoNetworks(Denoiser):

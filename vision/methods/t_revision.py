@@ -58,6 +58,7 @@ class TRevision(ThroughTransition):
     name = "t_revision"
     title = "T-Revision"
     summary = "importance weights from a transition matrix that is revised"
+    distributed = True
     paper = "Xia et al., Are Anchor Points Really Indispensable in Label-Noise Learning?, NeurIPS 2019"
     Config = TRevisionConfig
     neutral: ClassVar[dict[str, Any] | None] = {

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from recdenoise import checkpoint
-from recdenoise.reports.markdown import markdown_table
+from recdenoise.reports.report_text import markdown_table
 from recdenoise.reports.workers import machine
 
 IMAGES = 5000

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from recdenoise.reports.comparison import Finished, Numbers, Row, summary, unfinished
 from recdenoise.reports.grid import Cell, TableSpec
+from recdenoise.reports.report_text import circumstances, markdown_table
 from recdenoise.reports.significance import PairedTest, explanation
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> list[str]:
-    """Lines of a table; the first ``left`` columns are text, the others numbers."""
-    lines = ["| " + " | ".join(columns) + " |"]
-    lines.append("|" + "|".join("---" if i < left else "---:" for i in range(len(columns))) + "|")
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def show(numbers: Numbers | None, digits: int = 4) -> str:
@@ -95,32 +87,6 @@ def settings_rows(runs: Sequence[Finished]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def circumstances(
-    results: Sequence[dict[str, Any]], jobs: Sequence[dict[str, Any]], command: Sequence[str], protocol: str
-) -> list[str]:
-    """Command, versions, hardware, dates and seconds: whatever the files say, each different value once.
-
-    Args:
-        results: contents of ``result.json``.
-        jobs: contents of ``job.json``.
-        command: what was typed.
-        protocol: of all runs.
-    """
-    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results)
-    machines = dict.fromkeys(
-        f"{m['platform']}, {m['processor']}, {m['cores']} cores" for m in (job["machine"] for job in jobs)
-    )
-    dates = sorted(job["ended"] for job in jobs)
-    seeds = sorted({result["seed"] for result in results})
-    inside = sum(sum(result["seconds"].values()) for result in results)
-    wall = sum(job["seconds"] for job in jobs)
-    lines = [f"- Command: `{shlex.join(command)}`", f"- Protocol: {protocol}; seeds {', '.join(map(str, seeds))}"]
-    lines += [f"- Versions: {v}" for v in versions] + [f"- Machine: {m}; one torch thread a run" for m in machines]
-    lines += [f"- Runs: {len(results)}" + (f", ended {dates[0]} to {dates[-1]}" if dates else "")]
-    total = f"- Seconds over all runs: {inside:.0f} preparing, training and testing"
-    return [*lines, total + (f"; {wall:.0f} of whole processes" if wall else "")]
 
 
 def rules(table: TableSpec, rows: Sequence[Row]) -> list[str]:

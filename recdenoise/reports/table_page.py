@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from recdenoise.reports import charts, markdown
 from recdenoise.reports.comparison import Finished, Row, summary, unfinished
+from recdenoise.reports.curves import band, read_history
 from recdenoise.reports.grid import Cell, TableSpec
 from recdenoise.reports.html import Entry, Page
 from recdenoise.reports.significance import PairedTest, explanation
@@ -94,38 +93,6 @@ def bar_panel(metric: str, blocks: Mapping[tuple[str, str], Mapping[str, Row]]) 
     unit = f"{markdown.short(metric)}, mean ± std over seeds"
     labels = [r.label for r in rows]
     return charts.bars(f"{rows[0].model} on {rows[0].dataset}", unit, labels, values, marks, colours)
-
-
-def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """``metrics.csv`` of a run: stage -> column -> values by epoch; values that were not measured are left out."""
-    history: dict[str, dict[str, list[float]]] = {}
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return history
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            stage = history.setdefault(row["stage"], {})
-            for column, value in row.items():
-                if value and (column == "loss" or column.startswith("valid_")):
-                    stage.setdefault(column, []).append(float(value))
-                    stage.setdefault(f"{column} epoch", []).append(float(row["epoch"]))
-    return history
-
-
-def band(label: str, curves: Sequence[tuple[Sequence[float], Sequence[float]]], colour: str) -> charts.Line:
-    """Mean over seeds, and the range between the lowest and highest seed, as far as every seed was trained."""
-    x = sorted(set.intersection(*(set(epochs) for epochs, _ in curves)))
-    by_epoch = [dict(zip(epochs, values, strict=True)) for epochs, values in curves]
-    columns = [[one[epoch] for one in by_epoch] for epoch in x]
-    spread = len(curves) > 1
-    return charts.Line(
-        label,
-        x,
-        [statistics.fmean(c) for c in columns],
-        [min(c) for c in columns] if spread else (),
-        [max(c) for c in columns] if spread else (),
-        colour,
-    )
 
 
 def training_panels(runs: Sequence[Finished]) -> list[charts.Panel]:

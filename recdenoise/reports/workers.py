@@ -1,4 +1,4 @@
-"""Runs jobs in processes of their own: several at a time, longest first, each folder locked while it is worked on."""
+"""Runs jobs in processes of their own: several at a time, turn by turn, longest first, each folder locked meanwhile."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ COMMAND = (sys.executable, "-m", "recdenoise.cli")
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0
 """How long a process may take to save its state after a stop was asked for."""
+LEAST_SHARE = 0.02
+"""Of a job that must be done before its time left is taken from that."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Job:
         guess: how long it may take, in any unit that all jobs share.
         wanted: what ``done``, a JSON file, must hold; nothing by default.
         also: further files that the finished job leaves.
+        turn: jobs of a lower turn begin first; within one the longest do.
+        share: looks into the folder and says how much of the work is done, 0 to 1; ``None`` where it cannot tell.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Job:
     guess: float = 1.0
     wanted: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
+    turn: int = 0
+    share: Callable[[Path], float | None] | None = None
 
     @property
     def finished(self) -> bool:
@@ -67,12 +73,20 @@ class Job:
 
 @dataclass
 class Active:
-    """A job at work."""
+    """A job at work; ``share`` of it was done before."""
 
     job: Job
     process: subprocess.Popen[bytes]
     started: float
     started_at: str
+    share: float = 0.0
+
+    def expected(self) -> float | None:
+        """Seconds that this attempt takes from beginning to end, by how far it has come."""
+        now = self.job.share(self.job.folder) if self.job.share is not None else None
+        if now is None or now - self.share < LEAST_SHARE:
+            return None
+        return (time.monotonic() - self.started) * (1.0 - self.share) / (now - self.share)
 
 
 class Expectation:
@@ -97,10 +111,17 @@ class Expectation:
 
     def left(self, waiting: Sequence[Job], active: Sequence[Active], workers: int) -> float | None:
         """Seconds until everything is done, or ``None`` while nothing is known."""
-        if not self.guesses:
+        told = {id(a): seconds for a in active if (seconds := a.expected()) is not None}
+        known = self
+        if not self.guesses:  # nothing has finished: what is at work says how long things take
+            known = Expectation()
+            for one in active:
+                if id(one) in told:
+                    known.learn(one.job, told[id(one)] / (1.0 - one.share))
+        if not known.guesses:
             return None
-        rests = [max(0.0, self.of(a.job) - (time.monotonic() - a.started)) for a in active]
-        return max([(sum(rests) + sum(self.of(j) for j in waiting)) / workers, *rests])
+        rests = [max(0.0, told.get(id(a), known.of(a.job)) - (time.monotonic() - a.started)) for a in active]
+        return max([(sum(rests) + sum(known.of(j) for j in waiting)) / workers, *rests])
 
 
 def machine() -> dict[str, Any]:
@@ -162,6 +183,7 @@ def start(job: Job) -> Active | None:
     root = str(Path(recdenoise.__file__).parents[1])
     path = os.pathsep.join(dict.fromkeys([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    before = (job.share(job.folder) if job.share is not None else None) or 0.0
     with held, (job.folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [*COMMAND, *job.arguments],
@@ -172,7 +194,7 @@ def start(job: Job) -> Active | None:
             pass_fds=(held.fileno(),),
             start_new_session=True,
         )
-    return Active(job, process, time.monotonic(), now())
+    return Active(job, process, time.monotonic(), now(), min(before, 1.0 - LEAST_SHARE))
 
 
 def note(active: Active) -> float:
@@ -215,7 +237,7 @@ Report = Callable[[Job | None, float, int, list[Job], float | None], None]
 
 
 def run_all(jobs: Sequence[Job], workers: int, report: Report) -> dict[str, str]:
-    """Run every job that is not finished, ``workers`` at a time, the longest first.
+    """Run every job that is not finished, ``workers`` at a time, turn by turn, the longest of a turn first.
 
     Args:
         jobs: finished ones are left alone.
@@ -242,7 +264,7 @@ def run_all(jobs: Sequence[Job], workers: int, report: Report) -> dict[str, str]
     with terminate_like_interrupt():
         try:
             while waiting or active:
-                waiting.sort(key=expected.of, reverse=True)
+                waiting.sort(key=lambda job: (job.turn, -expected.of(job)))
                 for job in [*waiting]:
                     if len(active) >= workers:
                         break

@@ -1,0 +1,46 @@
+"""What every report says in the same words, whatever the backend of its runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> list[str]:
+    """Lines of a table; the first ``left`` columns are text, the others numbers."""
+    lines = ["| " + " | ".join(columns) + " |"]
+    lines.append("|" + "|".join("---" if i < left else "---:" for i in range(len(columns))) + "|")
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def circumstances(
+    results: Sequence[dict[str, Any]],
+    jobs: Sequence[dict[str, Any]],
+    command: Sequence[str],
+    protocol: str | None = None,
+) -> list[str]:
+    """Command, versions, hardware, dates and seconds: whatever the files say, each different value once.
+
+    Args:
+        results: contents of ``result.json``.
+        jobs: contents of ``job.json``.
+        command: what was typed.
+        protocol: of all runs, where there is such a thing.
+    """
+    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results)
+    machines = dict.fromkeys(
+        f"{m['platform']}, {m['processor']}, {m['cores']} cores" for m in (job["machine"] for job in jobs)
+    )
+    dates = sorted(job["ended"] for job in jobs)
+    seeds = sorted({result["seed"] for result in results})
+    inside = sum(sum(result["seconds"].values()) for result in results)
+    wall = sum(job["seconds"] for job in jobs)
+    devices = dict.fromkeys(result["device"] for result in results if "device" in result)
+    lead = "Seeds" if protocol is None else f"Protocol: {protocol}; seeds"
+    lines = [f"- Command: `{shlex.join(command)}`", f"- {lead} {', '.join(map(str, seeds))}"]
+    lines += [f"- Device: {', '.join(devices)}"] if devices else []
+    lines += [f"- Versions: {v}" for v in versions] + [f"- Machine: {m}; one torch thread a run" for m in machines]
+    lines += [f"- Runs: {len(results)}" + (f", ended {dates[0]} to {dates[-1]}" if dates else "")]
+    total = f"- Seconds over all runs: {inside:.0f} preparing, training and testing"
+    return [*lines, total + (f"; {wall:.0f} of whole processes" if wall else "")]

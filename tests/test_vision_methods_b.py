@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from recdenoise.denoisers import Clock, Denoiser, Stage
 from recdenoise.errors import UserError
 from recdenoise.observer import Observer
+from recdenoise.schedules import Schedule
 from recdenoise.task import Batch
 from tests.toy_images import build, image_loop, image_task, network
 from vision.methods import beta_mixture, transition
@@ -550,6 +551,14 @@ def check_means(found: Tensor, observed: Tensor, places: list[dict[int, Tensor]]
         if rows:  # batch norm sees the same batch twice, so that the two forwards agree
             torch.testing.assert_close(found[row], sum(rows) / len(rows))
     assert not torch.equal(found, observed)
+
+
+def test_the_rate_may_stay_high_while_labels_are_found() -> None:
+    """And fall for the new network alone, as in the paper."""
+    falling = Schedule("step", milestones=(0.5,))
+    for kind, rates in {"run": [1, 0.1, 1, 0.1], "constant": [1, 1, 1, 0.1]}.items():
+        loop = image_loop("joint_optim", image_task(), {"label_schedule": kind}, epochs=2, lr=0.02, schedule=falling)
+        assert [row["lr"] / 0.02 for row in loop.run()] == pytest.approx(rates)
 
 
 def test_hard_labels_are_classes() -> None:

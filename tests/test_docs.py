@@ -3,7 +3,7 @@
 A page is run from top to bottom in a folder of its own, so a later command finds the files of an earlier one:
 
 - ``bash`` blocks: one command a line; ``&&``, ``\\`` at the end of a line and comments work. ``recdenoise`` runs in
-  this process, ``python`` in another. Lines that install, and the whole test suite, are left to .ci/run.
+  this process, ``python`` and ``torchrun`` in others. Installing, and the whole test suite, is left to .ci/run.
 - ``python`` blocks are executed, each with names of its own; ``yaml`` blocks are loaded.
 - Comments before a block: ``<!-- test: file NAME -->`` writes it to NAME, ``<!-- test: output -->`` looks for its lines
   in what the command above printed (numbers and frames apart), ``<!-- test: slow -->`` runs it under ``pytest -m slow``
@@ -94,6 +94,9 @@ def run_command(command: str) -> str:
         if result.exit_code:
             raise AssertionError(f"{command}: exit code {result.exit_code}\n{result.output}") from result.exception
         return result.output
+    if program == "torchrun":
+        words[:1] = ["python", "-m", "torch.distributed.run", "--standalone"]
+        program = "python"
     assert program == "python", f"the tests do not know how to run {command!r}"
     words = [sys.executable, *(str(ROOT / word) if word.startswith("tests/") else word for word in words[1:])]
     paths = os.pathsep.join([str(ROOT), os.getcwd()])
@@ -111,6 +114,9 @@ def check_options(command: str) -> None:
         )
         assert all(word in done.stdout for word in words if word.startswith("--")), command
         return
+    if words[0] == "torchrun":
+        assert words[3:5] == ["-m", "vision.train"], command
+        words = ["recdenoise", "vision", "train", *words[5:]]
     program, *rest = words
     found: click.Command = command_line
     while isinstance(found, click.Group):

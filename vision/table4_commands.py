@@ -41,7 +41,13 @@ def numbers(name: str, values: tuple[str, ...], example: str) -> tuple[float, ..
 @click.option("--clean", type=click.IntRange(min=1), help="Trusted images of mw_net.  [default: 1000]")
 @IMAGES
 @ROOT
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/deca-table4"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/deca-table4"),
+    show_default=True,
+    help="Folder of the runs.",
+)
 @click.option(
     "--report",
     type=click.Path(path_type=Path),

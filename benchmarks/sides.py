@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from benchmarks.reference import Step, make_step
+from benchmarks.turns import Side
 from recdenoise.denoisers import Denoiser
-from recdenoise.loop import Loop, LoopConfig, Observer
 from recdenoise.recbole_adapter.dataset import SplitData, load_split
 from recdenoise.recbole_adapter.models import paper_model_config
 from recdenoise.recbole_adapter.recbole_config import build_config, read_yaml, resolve_model
@@ -24,13 +22,8 @@ from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.recbole_adapter.trainer import model_builder
 from recdenoise.task import Pass
 
-WARM_UP = 1
-"""Epochs of every side that are not counted."""
-
 CPU: dict[str, Any] = {"use_gpu": False, "show_progress": False, "learning_rate": 1e-3}
 """RecBole's options on every side."""
-
-Side = Callable[[], object]
 
 
 @dataclass
@@ -143,49 +136,3 @@ class Bench:
         model = cls(config, train_data.dataset)
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         return lambda: trainer._train_epoch(train_data, 0, show_progress=False)
-
-
-class _Turns(Observer):
-    """Times each epoch of the loop from end to end and lets the other sides take their turn in between."""
-
-    def __init__(self, stage: str, others: Sequence[Side]) -> None:
-        self.stage, self.others = stage, others
-        self.ours: list[float] = []
-        self.processor: list[float] = []
-        self.theirs: list[list[float]] = [[] for _ in others]
-        self.begin, self.used = time.perf_counter(), time.process_time()
-
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        now = time.perf_counter()
-        if row["stage"] == self.stage:
-            self.ours.append(now - self.begin)
-            self.processor.append(time.process_time() - self.used)
-            for other, taken in zip(self.others, self.theirs, strict=True):
-                begin = time.perf_counter()
-                other()
-                taken.append(time.perf_counter() - begin)
-        self.begin, self.used = time.perf_counter(), time.process_time()
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Seconds of every counted epoch.
-
-    Attributes:
-        ours: the loop's: drawing, shuffling, training, bookkeeping; no validation.
-        processor: the same in processor time, which other people's work on the machine does not lengthen.
-        theirs: each other side's.
-    """
-
-    ours: list[float]
-    processor: list[float]
-    theirs: list[list[float]]
-
-
-def take_turns(denoiser: Denoiser, settings: Settings, others: Sequence[Side], repeats: int) -> Taken:
-    """Train with the loop, every other side once after each epoch."""
-    turns = _Turns(denoiser.stages()[-1].name, others)
-    config = LoopConfig(epochs=repeats + WARM_UP, lr=settings.loop.lr, seed=settings.seed, selector="last")
-    Loop(denoiser, denoiser.task, config, observer=turns).run()
-    counted = [taken[WARM_UP:] for taken in (turns.ours, turns.processor, *turns.theirs)]
-    return Taken(counted[0], counted[1], counted[2:])

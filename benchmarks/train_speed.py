@@ -25,11 +25,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+
+from benchmarks.turns import HEADER, Figure, compare, processor
 
 MODELS = ("GMF", "NeuMF", "LightGCN", "CDAE")
 METHODS = ("normal", "deca", "deca_p")
@@ -43,57 +45,10 @@ RUNS = 3
 """Of the whole command; their median counts."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measurement and what it must reach.
-
-    Attributes:
-        name: what was measured.
-        ours: seconds (or as ``unit`` says).
-        yardstick: seconds of what it is compared with, or ``None`` where ``ours`` alone is judged.
-        ratio: ours / yardstick, or yardstick / ours where ``required`` begins with "at least", or ``ours`` itself.
-        limit: what the ratio must not exceed (or fall short of), ``None`` where nothing is required.
-        at_least: whether ``limit`` is a lower bound.
-        unit: of ``ours`` and ``yardstick``.
-    """
-
-    name: str
-    ours: float
-    yardstick: float | None
-    ratio: float
-    limit: float | None = None
-    at_least: bool = False
-    unit: str = "s"
-
-    @property
-    def missed(self) -> bool:
-        """Whether the requirement is not met."""
-        if self.limit is None:
-            return False
-        return self.ratio < self.limit if self.at_least else self.ratio > self.limit
-
-    def line(self) -> str:
-        """A row of the table."""
-        against = "" if self.yardstick is None else f"{self.yardstick:10.4f}"
-        required = "-" if self.limit is None else f"{'>=' if self.at_least else '<='} {self.limit:g}"
-        return (
-            f"{self.name:47} {self.ours:10.4f} {against:>10} {self.unit:2} {self.ratio:8.2f} {required:>8}"
-            f"{'  MISSED' if self.missed else ''}"
-        )
-
-
-HEADER = f"{'':47} {'ours':>10} {'yardstick':>10} {'':2} {'ratio':>8} {'required':>8}"
-
-
-def compare(name: str, ours: Sequence[float], yardstick: Sequence[float], limit: float | None = None) -> Figure:
-    """The ratio of two medians, which must be at most ``limit``."""
-    mine, theirs = statistics.median(ours), statistics.median(yardstick)
-    return Figure(name, mine, theirs, mine / theirs, limit)
-
-
 def epochs(folder: Path, models: Sequence[str], methods: Sequence[str], repeats: int) -> Iterator[Figure]:
     """Epochs of every model and method against the bare step; plain training against RecBole's trainer as well."""
-    from benchmarks.sides import Bench, Side, take_turns
+    from benchmarks.sides import Bench
+    from benchmarks.turns import Side, take_turns
 
     for model in models:
         bench = Bench.load(model, folder)
@@ -103,7 +58,7 @@ def epochs(folder: Path, models: Sequence[str], methods: Sequence[str], repeats:
             others: list[Side] = [partial(bare.epoch, steps)]
             if method == "normal":
                 others.append(bench.recbole_epoch(settings.batch_size, len(steps)))
-            taken = take_turns(denoiser, settings, others, repeats)
+            taken = take_turns(denoiser, replace(settings.loop, seed=settings.seed), others, repeats)
             ours, theirs = taken.ours, taken.theirs
             yield compare(f"{model} {method}: epoch / bare steps", ours, theirs[0], MOST.get((model, method)))
             if method == "normal":
@@ -197,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import recdenoise.recbole_adapter  # noqa: F401  (repairs RecBole before anything else imports it)
     from recdenoise import checkpoint
 
-    machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": _processor(), "threads": 1}
+    machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": processor(), "threads": 1}
     print(f"$ python -m benchmarks.train_speed {shlex.join(sys.argv[1:] if arguments is None else arguments)}".rstrip())
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load at the start {os.getloadavg()[0]:.1f}")
     print(f"torch {machine['torch']}, Python {machine['python']}, {machine['processor']}, one thread")
@@ -229,15 +184,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"All {required} requirements are met.")
     return 0
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

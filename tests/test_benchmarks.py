@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import reference, train_speed
-from benchmarks.train_speed import Figure
+from benchmarks.turns import Figure, compare
 from recdenoise import denoisers
 from recdenoise.denoisers import Clock, Denoiser, Stage
 from recdenoise.loop import Loop, LoopConfig, Observer
@@ -179,7 +179,7 @@ def test_a_figure_knows_whether_it_missed(ratio: float, limit: float | None, at_
 
 
 def test_a_ratio_is_that_of_medians() -> None:
-    figure = train_speed.compare("x", [1.0, 3.0, 100.0], [2.0, 0.1, 2.0], 2.0)
+    figure = compare("x", [1.0, 3.0, 100.0], [2.0, 0.1, 2.0], 2.0)
     assert (figure.ours, figure.yardstick, figure.ratio, figure.missed) == (3.0, 2.0, 1.5, False)
 
 

@@ -14,6 +14,7 @@ from recdenoise.errors import UserError, unknown_name
 from recdenoise.parallel import ALONE, Parallel
 from recdenoise.task import Call, Pass
 from vision.embedding import Tap, as_logits, without_head
+from vision.heads import Headed
 from vision.loader import ImageLoader
 
 SCAN_IMAGES = 512
@@ -109,6 +110,7 @@ class ImageTask:
             raise UserError(f"{type(augment).__name__} cannot augment a part of a batch, as several processes need.")
         self._new_model = new_model
         self._runners: dict[tuple[int, bool, bool], tuple[nn.Module, Callable[..., Any]]] = {}
+        self._head_runners: dict[int, tuple[nn.Module, Callable[..., Any]]] = {}
         self._check_model()
 
     # Networks
@@ -168,6 +170,14 @@ class ImageTask:
             self._runners[key] = (module, torch.compile(runner) if compiled else runner)
         return self._runners[key][1]
 
+    def _head_runner(self, module: Headed) -> Callable[..., tuple[Tensor, ...]]:
+        """What runs a network head by head; compiled while it trains, where that is asked."""
+        if not (self.compiled and module.training):
+            return module.heads
+        if id(module) not in self._head_runners:
+            self._head_runners[id(module)] = (module, torch.compile(module.heads))
+        return self._head_runners[id(module)][1]
+
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
             return contextlib.nullcontext()
@@ -177,6 +187,14 @@ class ImageTask:
         with self._autocast():
             logits = as_logits(self._runner(module, tapped=False)(inputs))
         return _at_least_float(logits)
+
+    def heads(self, module: nn.Module, inputs: Any, observed: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Logits ``(n, C)`` of every head of ``module``, from one forward; see :class:`vision.heads.Headed`."""
+        if not isinstance(module, Headed):
+            return (self.call(module, inputs),)
+        with self._autocast():
+            heads = self._head_runner(module)(inputs, observed)
+        return tuple(_at_least_float(head) for head in heads)
 
     def embed(self, module: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
         with self._autocast():

@@ -204,13 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = STEPS[options.step](options.folder, options.scale)
         print(json.dumps([dataclasses.asdict(figure) for figure in figures]))
         return 0
-    from benchmarks.train_speed import _processor  # brings torch in, which the recipe's process does without
+    from benchmarks.turns import processor  # brings torch in, which the recipe's process does without
 
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     users, items, rows = shape(options.scale)
     lines = [
         f"$ python -m benchmarks.electronics_shape --scale {options.scale:g}",
-        f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {_processor()}, one thread, {load} before",
+        f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {processor()}, one thread, {load} before",
         f"{users:,} users, {items:,} items, {rows:,} rows, generated: times and sizes mean something, metrics do not",
     ]
     print("\n".join(lines), flush=True)

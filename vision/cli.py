@@ -171,9 +171,14 @@ def accuracy_table(record: dict[str, Any]) -> Any:
     for column, side in (("accuracy", "left"), ("last", "right"), ("best_val", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     names = {"test": "test", "valid": "validation (given labels)", "data": "data"}
-    for name in (n for n in names if n in record):
-        cells = [f"{100 * record[name][end]['accuracy']:.2f} %" for end in ("last", "best_val")]
-        table.add_row(names[name], *cells)
+    rows = {(title, "accuracy"): record[name] for name, title in names.items() if name in record}
+    for name, values in record.get("tests", {}).items():
+        rows[f"test, {name}", "accuracy"] = values
+    for name in ("test", "data"):
+        if "unbiased_accuracy" in record.get(name, {}).get("last", ()):
+            rows[f"{name}, mean over class and bias", "unbiased_accuracy"] = record[name]
+    for (title, value), values in rows.items():
+        table.add_row(title, *[f"{100 * values[end][value]:.2f} %" for end in ("last", "best_val")])
     return table
 
 
@@ -209,12 +214,13 @@ def evaluate(
 
     settings, prepared, loaded = load(run, device)
     if dataset is None:
-        sets = {"test": loaded.sets.test, "valid": loaded.sets.valid}
-        record: dict[str, Any] = {name: loaded.measure(part) for name, part in sets.items() if part is not None}
+        record: dict[str, Any] = loaded.measure_all()
     else:
         n_classes = prepared.train.n_classes
         other = load_set(data.load(dataset, split=split, n_classes=n_classes), dataset, prepared.train)
         record = {"data": loaded.measure(other.to(loaded.task.device))}
+        parts = {name: loaded.measure(part.to(loaded.task.device)) for name, part in data.bias.parts(other).items()}
+        record |= {"tests": parts} if parts else {}
     screen = console()
     screen.print(title(settings), soft_wrap=True)
     screen.print(accuracy_table(record))

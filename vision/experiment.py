@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from recdenoise.run_files import RunFiles, check_out, versions
 from vision import data as image_data
 from vision import distributed
 from vision import noise as label_noise
-from vision.data import ImageData
+from vision.data import ImageData, bias
 from vision.fitting import augmentation, in_order
 from vision.run import Run, Sets
 from vision.settings import Settings, read_settings
@@ -34,6 +34,8 @@ class Prepared:
     Attributes:
         train, valid, clean: parts of the training file; ``valid`` and ``clean`` may be ``None``.
         test: held out by the data set, with trusted labels; ``None`` where it has no such part.
+        tests: further test parts by name: those of the data set's source, and the ``aligned`` and ``conflicting``
+            images of ``test`` where their bias is known.
         rows: where ``train`` and ``valid`` stand in the training file.
         rate: share of the training and validation labels that are wrong, where the true ones are known.
         transition: ``(C, C)`` P(given | true) that the noise was drawn from, or ``None``.
@@ -46,6 +48,7 @@ class Prepared:
     rows: tuple[np.ndarray, np.ndarray]
     rate: float | None
     transition: torch.Tensor | None
+    tests: dict[str, ImageData] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,16 @@ def prepare(settings: Settings) -> Prepared:
     rate = None
     if part.true_labels is not None:
         rate = float((part.labels != part.true_labels).double().mean())
+    test = test_part(settings, whole)
     return Prepared(
         part.subset(train),
         part.subset(valid) if len(valid) else None,
         clean,
-        test_part(settings, whole),
+        test,
         (rows[train].numpy(), rows[valid].numpy()),
         rate,
         transition,
+        further_tests(settings, whole, test),
     )
 
 
@@ -104,9 +109,7 @@ def trusted(part: ImageData, train: torch.Tensor, settings: Settings) -> tuple[I
     order = torch.randperm(len(train), generator=generator)
     chosen = part.subset(train[order[: settings.clean]])
     truth = chosen.labels if chosen.true_labels is None else chosen.true_labels
-    return ImageData(chosen.images, truth, part.n_classes, part.class_names), train[
-        order[settings.clean :]
-    ].sort().values
+    return replace(chosen, labels=truth, true_labels=None, notes=()), train[order[settings.clean :]].sort().values
 
 
 def test_part(settings: Settings, whole: ImageData) -> ImageData | None:
@@ -117,9 +120,19 @@ def test_part(settings: Settings, whole: ImageData) -> ImageData | None:
             return None
         if path.is_file():
             with np.load(path, allow_pickle=False) as found:
-                if not any("test" in key for key in found):
+                if not any("test" in key and "test_" not in key.removeprefix("test_") for key in found):
                     return None
     return image_data.load(settings.dataset, split="test", root=settings.root, n_classes=whole.n_classes)
+
+
+def further_tests(settings: Settings, whole: ImageData, test: ImageData | None) -> dict[str, ImageData]:
+    """Test parts beside ``test``: its aligned and conflicting images, and what the source calls ``test_NAME``."""
+    found = {} if test is None else bias.parts(test)
+    if image_data.named.canonical(settings.dataset) is None:
+        for split in bias.test_parts(Path(settings.dataset)):
+            part = image_data.load(settings.dataset, split=split, root=settings.root, n_classes=whole.n_classes)
+            found[split.removeprefix("test_")] = part
+    return found
 
 
 def build(settings: Settings, prepared: Prepared, parallel: Parallel = ALONE) -> Run:
@@ -131,7 +144,8 @@ def build(settings: Settings, prepared: Prepared, parallel: Parallel = ALONE) ->
         for name, part in (("valid", prepared.valid), ("test", prepared.test), ("clean", prepared.clean))
     }
     sources = {} if moved["clean"] is None else {"clean": moved["clean"]}
-    sets = Sets(prepared.train.to(device), moved["valid"], moved["test"], sources)
+    tests = {name: part.to(device) for name, part in prepared.tests.items()}
+    sets = Sets(prepared.train.to(device), moved["valid"], moved["test"], sources, tests)
     options, seed = settings.options, settings.seed
     return Run(settings.network, settings.method, settings.config, options, sets, augment, seed, parallel)
 
@@ -220,7 +234,7 @@ def write_end(out: Path, settings: Settings, prepared: Prepared, run: Run, recor
 def describe(settings: Settings, prepared: Prepared, run: Run, prepare_seconds: float) -> dict[str, Any]:
     """Test a trained run and put everything about it in one record."""
     started = time.perf_counter()
-    measured = {name: run.measure(part) for name, part in (("test", run.sets.test), ("valid", run.sets.valid)) if part}
+    measured = run.measure_all()
     stages = dict.fromkeys(row["stage"] for row in run.history)
     return {
         "dataset": settings.dataset,

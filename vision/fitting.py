@@ -17,7 +17,7 @@ from recdenoise.errors import UserError
 from recdenoise.observer import Observer
 from vision import methods
 from vision.augment import Augment
-from vision.data import ImageData, load, split
+from vision.data import ImageData, bias, load, split
 from vision.data.arrays import as_images
 from vision.models import Model
 from vision.options import NAMES, TrainOptions, read_train_options
@@ -37,7 +37,7 @@ class FitResult:
             included, in the order given.
         rows: ``(training, validation)`` row numbers, int64.
         measured: ``{"valid": {"last": {...}, "best_val": {...}}, "test": ...}`` with accuracy and loss, for the sets
-            that there are.
+            that there are; ``tests`` holds as much for every further part, by name.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FitResult:
         settings: dict[str, Any],
         clean_probability: np.ndarray,
         rows: tuple[np.ndarray, np.ndarray],
-        measured: dict[str, dict[str, dict[str, float]]],
+        measured: dict[str, Any],
         history: list[dict[str, Any]],
     ) -> None:
         self.run, self.settings = run, settings
@@ -100,6 +100,11 @@ class FitResult:
         loaded = load(data, n_classes=self.settings["n_classes"]) if not isinstance(data, ImageData) else data
         return self.run.measure(loaded.to(self.run.task.device))
 
+    def evaluate_parts(self, data: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """:meth:`evaluate` of the ``aligned`` and the ``conflicting`` images of a set whose bias is known."""
+        loaded = load(data, n_classes=self.settings["n_classes"]) if not isinstance(data, ImageData) else data
+        return {name: self.evaluate(part) for name, part in bias.parts(loaded).items()}
+
     def save(self, path: str | Path) -> None:
         """Write weights of both ends, settings, history and clean probabilities to one file.
 
@@ -151,6 +156,7 @@ def fit(
     method: str | Mapping[str, Any] = "deca_p",
     valid: Any = 0.2,
     test: Any = None,
+    tests: Mapping[str, Any] | None = None,
     clean: Any = None,
     seed: int = 0,
     checkpoint_path: str | Path | None = None,
@@ -169,6 +175,8 @@ def fit(
         valid: share or number of ``train``'s images that choose the epoch, by their given labels; or images of their
             own, in any form of ``train``; 0 for none, which keeps the last epoch.
         test: images with trusted labels, measured at the end and never used to choose.
+        tests: further test parts by name, measured likewise. Where the bias of ``test``'s images is known, ``aligned``
+            and ``conflicting`` are among them by themselves.
         clean: images with trusted labels, for methods that learn from some.
         seed: everything random follows from it.
         checkpoint_path: saved to while training, and gone on from where it is there.
@@ -201,6 +209,8 @@ def fit(
     device = train_options.torch_device()
     given = {"valid": valid if separate else None, "test": test, "clean": clean}
     others = {name: load_set(data, name, whole) for name, data in given.items() if data is not None}
+    further = bias.parts(others["test"]) if "test" in others else {}
+    further |= {name: load_set(data, f"tests[{name!r}]", whole) for name, data in (tests or {}).items()}
     if not separate and len(rows[1]):
         others["valid"] = whole.subset(torch.from_numpy(rows[1]))
     learned = whole.subset(torch.from_numpy(rows[0])) if len(rows[1]) else whole
@@ -218,15 +228,15 @@ def fit(
     }
     on_device = {name: data.to(device) for name, data in others.items()}
     sources = {"clean": on_device["clean"]} if clean is not None else {}
-    sets = Sets(learned.to(device), on_device.get("valid"), on_device.get("test"), sources)
+    parts = {name: data.to(device) for name, data in further.items()}
+    sets = Sets(learned.to(device), on_device.get("valid"), on_device.get("test"), sources, parts)
     run = Run(model, chosen, config, train_options, sets, augment, seed)
     path = None if checkpoint_path is None else Path(checkpoint_path)
     identity = {"settings": settings, "labels": fingerprint(whole.labels)}
     loop = run.loop(checkpoint_path=path, identity=identity, observer=observer, probe=probe)
     loop.resume()
     history = run.train(loop)
-    measured = {name: run.measure(held) for name, held in on_device.items() if name in ("valid", "test")}
-    return FitResult(run, settings, in_order(run, rows), rows, measured, history)
+    return FitResult(run, settings, in_order(run, rows), rows, run.measure_all(), history)
 
 
 def load_set(data: Any, name: str, like: ImageData | None = None) -> ImageData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from recdenoise.loop import Loop
 from recdenoise.observer import Observer
 from recdenoise.parallel import ALONE, Parallel
 from recdenoise.selection import Weights, copy_weights, load_weights
-from vision.evaluation import Held, measure
+from vision.evaluation import Held, bias_of, measure
 from vision.models import Builder, Model
 from vision.options import TrainOptions
 from vision.task import Augmentation, Images, ImageTask
@@ -36,12 +36,14 @@ class Sets:
         valid: chooses an epoch, or ``None``.
         test: measured at the end; never used to choose.
         sources: further sets that methods need, by name: ``clean``, ``context``.
+        tests: further test parts by name, such as ``conflicting``; measured as ``test`` is.
     """
 
     train: Images
     valid: Images | None = None
     test: Images | None = None
     sources: Mapping[str, Images] | None = None
+    tests: Mapping[str, Images] = field(default_factory=dict)
 
 
 class Run:
@@ -156,12 +158,20 @@ class Run:
             return self.task.scan_data(data, self.denoiser.score)
 
     def measure(self, data: Images) -> dict[str, dict[str, float]]:
-        """``{"last": {"accuracy", "loss"}, "best_val": {...}}`` against the labels of ``data``."""
+        """``{"last": {"accuracy", "loss", ...}, "best_val": {...}}``; see :func:`vision.evaluation.measure`."""
         found, used = {}, self.used
         for end in ENDS:
             self.use(end)
-            found[end] = measure(self.logits(data), data.labels.to(self.task.device))
+            found[end] = measure(self.logits(data), data.labels.to(self.task.device), bias_of(data))
         self.use(used)
+        return found
+
+    def measure_all(self) -> dict[str, Any]:
+        """:meth:`measure` of ``test``, ``valid`` and, in ``tests``, every further part, as far as they are there."""
+        sets = {"test": self.sets.test, "valid": self.sets.valid}
+        found: dict[str, Any] = {name: self.measure(part) for name, part in sets.items() if part is not None}
+        if self.sets.tests:
+            found["tests"] = {name: self.measure(part) for name, part in self.sets.tests.items()}
         return found
 
     def clean_probability(self) -> tuple[Tensor, Tensor | None]:

@@ -28,6 +28,7 @@ class Images(Protocol):
         images: ``(N, C, H, W)`` uint8.
         labels: ``(N,)`` int64.
         n_classes: number of classes.
+        attributes: further whole numbers of every image by name, ``(N,)`` int64, such as ``bias``.
     """
 
     @property
@@ -36,6 +37,8 @@ class Images(Protocol):
     def labels(self) -> Tensor: ...
     @property
     def n_classes(self) -> int: ...
+    @property
+    def attributes(self) -> Mapping[str, Tensor]: ...
     def __len__(self) -> int: ...
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +57,9 @@ class ImageData:
         true_labels: ``(N,)`` int64 labels known to be right, or ``None`` where nobody knows them.
         name: of the data set, for messages.
         notes: sentences that a reader of results must know, for example that floats were rounded.
+        attributes: further whole numbers of every image by name, ``(N,)`` int64, 0 or more. ``bias`` is the value of
+            what training may mistake for the class, such as a colour: an image whose ``bias`` is its class's number is
+            bias-aligned, any other bias-conflicting. ``a`` and ``b`` are the causes of a frame.
 
     Raises:
         UserError: shapes, types or ranges that do not fit together.
@@ -69,6 +72,7 @@ class ImageData:
     true_labels: Tensor | None = None
     name: str = ""
     notes: tuple[str, ...] = ()
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.images.shape) != 4 or (isinstance(self.images, Tensor) and self.images.dtype != torch.uint8):
@@ -86,6 +90,8 @@ class ImageData:
             raise UserError(
                 f"{len(self.class_names)} class names were given for {self.n_classes} classes; give one for each."
             )
+        for name, values in self.attributes.items():
+            check_attribute(values, len(self.images), name)
 
     def _what(self) -> str:
         return self.name or "the data"
@@ -106,8 +112,13 @@ class ImageData:
 
     def to(self, device: torch.device | str) -> ImageData:
         """The same rows on a device; images of a folder go there batch by batch."""
-        true = None if self.true_labels is None else self.true_labels.to(device)
-        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device), true_labels=true)
+        return dataclasses.replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            true_labels=None if self.true_labels is None else self.true_labels.to(device),
+            attributes={name: values.to(device) for name, values in self.attributes.items()},
+        )
 
     def subset(self, rows: Tensor) -> ImageData:
         """The given ``(m,)`` int64 rows, in their order; row i of the result is row ``rows[i]`` of this.
@@ -128,8 +139,13 @@ class ImageData:
         else:
             images = self.images.take(rows)
         here = rows.to(self.labels.device)
-        true = None if self.true_labels is None else self.true_labels.index_select(0, here)
-        return dataclasses.replace(self, images=images, labels=self.labels.index_select(0, here), true_labels=true)
+        return dataclasses.replace(
+            self,
+            images=images,
+            labels=self.labels.index_select(0, here),
+            true_labels=None if self.true_labels is None else self.true_labels.index_select(0, here),
+            attributes={name: values.index_select(0, here) for name, values in self.attributes.items()},
+        )
 
     def relabelled(self, labels: Tensor) -> ImageData:
         """The same images with other observed labels; the labels so far become the true ones where none are known."""
@@ -181,3 +197,15 @@ def check_labels(labels: Tensor, n_images: int, n_classes: int, what: str) -> No
         raise UserError(
             f"The {what} of row {row} is {int(labels[row])}; with {n_classes} classes, labels are 0 to {n_classes - 1}."
         )
+
+
+def check_attribute(values: Tensor, n_images: int, name: str) -> None:
+    """Refuse an attribute that is not ``(n_images,)`` int64 of 0 or more. Raises ``UserError``."""
+    if values.shape != (n_images,) or values.dtype != torch.int64:
+        raise UserError(
+            f"The attribute {name} must be one whole number for each image, an int64 tensor of shape ({n_images},); it "
+            f"is {values.dtype} of shape {tuple(values.shape)}."
+        )
+    if bool((values < 0).any()):
+        row = int((values < 0).nonzero()[0])
+        raise UserError(f"The attribute {name} of row {row} is {int(values[row])}; it must be 0 or more.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ def load(
     n_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
     true_labels: Any = None,
+    attributes: Mapping[str, Any] | None = None,
     layout: Layout | None = None,
     image_size: int | tuple[int, int] | None = None,
     skip_unreadable: bool = False,
@@ -44,16 +46,18 @@ def load(
         source: one of
 
             - ``(images, labels)``, arrays or tensors: uint8 or floats of 0 to 1, ``(N, H, W)``, ``(N, H, W, C)`` or
-              ``(N, C, H, W)``; or a mapping with ``images`` and ``labels``, and perhaps ``true_labels``;
+              ``(N, C, H, W)``; or a mapping with ``images`` and ``labels``, and perhaps ``true_labels`` and
+              ``attribute_NAME``;
             - the path of an ``.npz`` with these arrays (``x_train``, ``y_train`` and so on also do);
             - a folder with one folder of image files a class, perhaps under ``train`` and ``test``;
-            - a torch or torchvision data set of ``(image, label)`` pairs;
+            - a torch or torchvision data set of ``(image, label)`` pairs, perhaps with a mapping ``attributes``;
             - a name, see :func:`vision.data.named.names`.
         split: which part of a named set, of an ``.npz`` (``images_test``, or ``x_test``), or of a folder.
         root: where named sets are looked for, built and downloaded to.
         n_classes: number of classes; ``None`` takes the highest label plus 1.
         class_names: one a class.
         true_labels: ``(N,)`` labels known to be right, where ``labels`` are noisy.
+        attributes: ``(N,)`` whole numbers by name, such as ``{"bias": colours}``; see :class:`ImageData`.
         layout: ``"NHWC"`` or ``"NCHW"`` where the shape leaves it open.
         image_size: side, or height and width, that the images of a folder are brought to: the shorter side is scaled,
             the middle is cut out. Needed where they differ in size.
@@ -67,6 +71,7 @@ def load(
     """
     options = {"image_size": image_size, "skip_unreadable": skip_unreadable, "memory": memory, "workers": workers}
     given: dict[str, Any] = {"n_classes": n_classes, "class_names": class_names, "true_labels": true_labels}
+    given["attributes"] = attributes
     if isinstance(source, ImageData):
         return source
     if isinstance(source, str | os.PathLike):
@@ -102,6 +107,7 @@ def from_arrays(
     n_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
     true_labels: Any = None,
+    attributes: Mapping[str, Any] | None = None,
     layout: Layout | None = None,
     name: str = "",
     trains: bool = True,
@@ -126,16 +132,31 @@ def from_arrays(
         )
     true = None if true_labels is None else as_labels(true_labels, "true labels").to(pixels.device)
     names = None if class_names is None else tuple(str(each) for each in class_names)
-    return ImageData(pixels, observed.to(pixels.device), count, names, true, name, (*notes, *more))
+    further = {key: values.to(pixels.device) for key, values in as_attributes(attributes).items()}
+    return ImageData(pixels, observed.to(pixels.device), count, names, true, name, (*notes, *more), further)
 
 
-def _agreed(data: ImageData, n_classes: int | None, class_names: tuple[str, ...] | None, true_labels: Any) -> ImageData:
+def as_attributes(given: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Attributes in any form as int64 tensors. Raises ``UserError``."""
+    return {str(name): as_labels(values, f"values of attribute {name}") for name, values in (given or {}).items()}
+
+
+def _agreed(
+    data: ImageData,
+    n_classes: int | None,
+    class_names: tuple[str, ...] | None,
+    true_labels: Any,
+    attributes: Mapping[str, Any] | None,
+) -> ImageData:
     """``data`` with what the caller knows of it besides."""
     true = data.true_labels if true_labels is None else as_labels(true_labels, "true labels")
     names = data.class_names if class_names is None else tuple(class_names)
     if n_classes is not None and names is not None and class_names is None and len(names) != n_classes:
         raise UserError(f"{data.name or 'The data'} has {data.n_classes} classes, not {n_classes}.")
-    return ImageData(data.images, data.labels, n_classes or data.n_classes, names, true, data.name, data.notes)
+    further = {**data.attributes, **{key: v.to(data.labels.device) for key, v in as_attributes(attributes).items()}}
+    return dataclasses.replace(
+        data, n_classes=n_classes or data.n_classes, class_names=names, true_labels=true, attributes=further
+    )
 
 
 def _pick(found: Mapping[str, Any], keys: tuple[str, ...], split: str) -> Any:
@@ -160,11 +181,26 @@ def _mapping(
         )
     if given["true_labels"] is None:
         given = {**given, "true_labels": _pick(found, ("true_labels", "clean_labels"), split)}
+    if given["attributes"] is None:
+        given = {**given, "attributes": _attributes(found, split)}
     if given["n_classes"] is None and "n_classes" in found:
         given = {**given, "n_classes": int(found["n_classes"])}
     if given["class_names"] is None and "class_names" in found:
         given = {**given, "class_names": tuple(str(each) for each in found["class_names"])}
     return from_arrays(images, labels, layout=layout, trains=split == "train", **given)
+
+
+def _attributes(found: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What is called ``attribute_NAME_SPLIT``, or ``attribute_NAME`` for training."""
+    splits = {str(key).removeprefix("images_") for key in found if str(key).startswith("images_")} | {"train", "test"}
+    out = {}
+    for key in found:
+        name = str(key).removeprefix("attribute_")
+        ends = [each for each in splits if name.endswith(f"_{each}")]
+        of = max(ends, key=len, default="")
+        if name != key and of in ((split, "") if split == "train" else (split,)):
+            out[name.removesuffix(f"_{of}")] = found[key]
+    return out
 
 
 def _npz(path: Path, split: str, layout: Layout | None, given: dict[str, Any]) -> ImageData:
@@ -180,7 +216,7 @@ def _dataset(source: Any, layout: Layout | None, given: dict[str, Any], options:
     from torch.utils.data import Subset, TensorDataset
 
     if isinstance(source, Subset):
-        whole = {**given, "true_labels": None}
+        whole = {**given, "true_labels": None, "attributes": None}
         data = _dataset(source.dataset, layout, whole, options).subset(torch.as_tensor(source.indices))
         return _agreed(data, **given)
     if isinstance(source, TensorDataset):
@@ -188,6 +224,8 @@ def _dataset(source: Any, layout: Layout | None, given: dict[str, Any], options:
             raise UserError(f"The TensorDataset holds {len(source.tensors)} tensors; it must be images and labels.")
         return from_arrays(*source.tensors, layout=layout, **given)
     notes: tuple[str, ...] = ()
+    if given["attributes"] is None and isinstance(getattr(source, "attributes", None), Mapping):
+        given = {**given, "attributes": source.attributes}
     transform = getattr(source, "transform", None) or getattr(source, "transforms", None)
     if type(source).__module__.startswith("torchvision.datasets"):
         if transform is not None:
@@ -197,9 +235,7 @@ def _dataset(source: Any, layout: Layout | None, given: dict[str, Any], options:
         if transform is not None:
             notes = ("The data set's own transforms were applied once, while it was read.",)
         data = _items(source, layout, given)
-    return ImageData(
-        data.images, data.labels, data.n_classes, data.class_names, data.true_labels, data.name, (*data.notes, *notes)
-    )
+    return dataclasses.replace(data, notes=(*data.notes, *notes))
 
 
 def _torchvision(source: Any, layout: Layout | None, given: dict[str, Any], options: dict[str, Any]) -> ImageData:

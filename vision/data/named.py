@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def load_named(name: str, split: str = "train", root: str | Path | None = None, 
     clean, noisy = human_labels(base, human, root)
     if not torch.equal(clean, data.labels):
         raise UserError(f"The labels of {base} are not in the order of the images of {data.name}: rebuild both.")
-    return ImageData(data.images, noisy, data.n_classes, data.class_names, clean, known, data.notes)
+    return dataclasses.replace(data, labels=noisy, true_labels=clean, name=known)
 
 
 def human_labels(name: str, which: str, root: str | Path | None = None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,80 @@
+"""Aligned and conflicting images of a set whose bias is known, and the further test parts that a source has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recdenoise.errors import UserError
+from vision.data.images import ImageData
+
+BIAS = "bias"
+"""The attribute that training may mistake for the class."""
+
+
+class Attributed(Protocol):
+    """Labels and attributes of images."""
+
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def attributes(self) -> Mapping[str, Tensor]: ...
+
+
+def aligned(data: Attributed) -> Tensor:
+    """``(N,)`` true where the bias of an image is its class's own number.
+
+    Raises:
+        UserError: the images have no attribute ``bias``.
+    """
+    if BIAS not in data.attributes:
+        raise UserError("These images have no attribute 'bias': give attributes={'bias': one whole number an image}.")
+    return data.attributes[BIAS] == data.labels
+
+
+def parts(data: ImageData) -> dict[str, ImageData]:
+    """``aligned`` and ``conflicting`` images of a set with a bias; nothing where there is none, or only one kind."""
+    if BIAS not in data.attributes:
+        return {}
+    same = aligned(data)
+    if bool(same.all()) or not bool(same.any()):
+        return {}
+    rows = {"aligned": same, "conflicting": ~same}
+    return {name: data.subset(chosen.nonzero()[:, 0].cpu()) for name, chosen in rows.items()}
+
+
+def group_accuracies(correct: Tensor, labels: Tensor, bias: Tensor) -> Tensor:
+    """Accuracy of every pair of class and bias that occurs: ``(number of pairs,)`` float64.
+
+    Their mean is the accuracy on a test set with as many images of every pair, whatever the numbers here: the unbiased
+    accuracy of LfF (Nam et al., 2020).
+
+    Args:
+        correct: ``(n,)`` whether the prediction is the label.
+        labels, bias: ``(n,)`` int64.
+    """
+    pairs = torch.stack([labels, bias.to(labels.device)], 1)
+    _, group = pairs.unique(dim=0, return_inverse=True)
+    right = torch.bincount(group, weights=correct.double())
+    return right / torch.bincount(group)
+
+
+def test_parts(source: Path) -> list[str]:
+    """Splits ``test_NAME`` of an ``.npz`` (``images_test_NAME``) or of a folder (``test_NAME/CLASS/*``), sorted.
+
+    Raises:
+        UserError: an ``.npz`` that cannot be read.
+    """
+    if source.is_dir():
+        return sorted(each.name for each in source.glob("test_*") if each.is_dir())
+    try:
+        with np.load(source, allow_pickle=False) as found:
+            keys = list(found)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} is no readable .npz: {error}.") from error
+    return sorted(key.removeprefix("images_") for key in keys if key.startswith("images_test_"))

@@ -40,6 +40,11 @@ class Averaging:
         for key in self._counters:
             self.mean[key].copy_(self.live[key])
 
+    def of(self, name: str) -> dict[str, Tensor]:
+        """The averages of one module by the names of its weights and buffers: what calls it with them in place."""
+        start = len(name) + 1
+        return {key[start:]: value for key, value in self.mean.items() if key.startswith(f"{name}.")}
+
     @torch.no_grad()
     def settle(self) -> None:
         """Put the average into the modules for good."""

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from recdenoise.denoisers.base import Clock, Denoiser, Stage
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.interrupts import stop_requests
 from recdenoise.loop_config import LoopConfig
+from recdenoise.loop_state import EpochTotals, Position
 from recdenoise.observer import Observer
 from recdenoise.optimizers import add_norm_penalty, build_optimizer, set_rates
 from recdenoise.resets import check_resets, reset
@@ -29,35 +29,6 @@ from recdenoise.schedules import Schedule
 from recdenoise.seeds import derive
 from recdenoise.selection import Selection, Weights, copy_weights, load_weights
 from recdenoise.task import Task, Validation
-
-
-@dataclass
-class Position:
-    """Where the next step is: indices of stage, epoch and pass, steps done in the pass and in the stage."""
-
-    stage: int = 0
-    epoch: int = 0
-    sweep: int = 0
-    step: int = 0
-    stage_step: int = 0
-
-    def next_epoch(self) -> None:
-        self.epoch, self.sweep, self.step = self.epoch + 1, 0, 0
-
-    def next_stage(self) -> None:
-        self.stage, self.epoch, self.sweep, self.step, self.stage_step = self.stage + 1, 0, 0, 0, 0
-
-
-@dataclass
-class EpochTotals:
-    """Sums over the epoch in progress, part of a checkpoint so that a resumed epoch reports its whole mean."""
-
-    loss: Tensor
-    steps: int = 0
-    seconds: float = 0.0
-    values: dict[str, float] = field(default_factory=dict)
-    probed: dict[str, float] = field(default_factory=dict)
-    logs: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Loop:
@@ -171,7 +142,8 @@ class Loop:
         declared = self.denoiser.optimizers(stage)
         self.optimizers = {name: build_optimizer(self.denoiser, o, **shared) for name, o in declared.items()}
         self._schedules = {name: o.schedule or config.schedule for name, o in declared.items()}
-        self._averaging = Averaging(self._trained(stage), config.average) if config.average else None
+        decay = config.average if stage.average is None else stage.average
+        self._averaging = Averaging(self._trained(stage), decay) if decay else None
         self.selection = Selection(stage.selector or config.selector, config.patience, config.paper_code_stopping)
         modules = self._trained(stage).values()
         self._statistics = [b for m in modules for b in m.buffers() if b.is_floating_point()]
@@ -230,9 +202,13 @@ class Loop:
             if self.position.epoch == first:
                 self.observer.on_stage(stage, epochs, per_epoch, first)
             while self.position.sweep < len(loaders):
-                for batch in loaders[self.position.sweep].batches(self.position.step):
+                loader = loaders[self.position.sweep]
+                for batch in loader.batches(self.position.step):
                     at = self.position
-                    clock = Clock(at.stage_step, per_epoch * epochs, at.epoch, epochs, self._rates)
+                    total, within = per_epoch * epochs, at.step / len(loader)
+                    clock = Clock(
+                        at.stage_step, total, at.epoch, epochs, self._rates, at.sweep, within, self._averaging
+                    )
                     self._step(stage, batch, clock)
                     at.step += 1
                     at.stage_step += 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recdenoise import objectives
+from recdenoise.averaging import Averaging
 from recdenoise.errors import UserError
 from recdenoise.options import read_options, require
 from recdenoise.parallel import ALONE, Parallel
@@ -36,6 +37,8 @@ class Stage:
         lr: overrides the run's learning rate.
         answers: the trained method answers with these modules: their last weights are kept beside the chosen ones, as
             those of the last stage always are.
+        average: decay of the moving average of the weights of what trains, which is validated and kept in their place;
+            overrides the run's, and 0 keeps the weights.
     """
 
     name: str = "train"
@@ -46,6 +49,7 @@ class Stage:
     reset: tuple[str, ...] = ()
     lr: float | None = None
     answers: bool = False
+    average: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class Clock:
     """Where training stands: zero-based ``step`` and ``epoch`` of the stage, with the totals it was planned for.
 
     ``rates`` are this epoch's learning rates by optimiser, for methods that step by themselves (one-step look-ahead).
+    ``sweep`` is the pass of the epoch, counted from zero, and ``within`` the share of its steps that are done.
+    ``averages`` are those of the weights, before this step, where the run or the stage has some.
     """
 
     step: int
@@ -83,6 +89,9 @@ class Clock:
     epoch: int
     epochs: int
     rates: Mapping[str, float] = field(default_factory=dict)
+    sweep: int = 0
+    within: float = 0.0
+    averages: Averaging | None = None
 
 
 @dataclass(frozen=True, slots=True)

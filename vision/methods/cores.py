@@ -15,6 +15,7 @@ from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Up
 from recdenoise.errors import UserError
 from recdenoise.options import require
 from recdenoise.task import Batch, ClassTask, Pass, Task
+from vision.methods.semi_supervised import consistency
 
 FLOOR = 1e-8
 """Probability below which a class adds no more to the confidence regulariser, which else has no lower bound."""
@@ -168,6 +169,6 @@ class CORES(Denoiser):
         logits = self.task.call(self.target, torch.cat([batch.inputs, *views]))
         first, second = logits[n:].chunk(2)
         fit = objectives.classification_loss(logits[:n], batch.label)
-        apart = objectives.class_kl(first.detach(), second)
+        apart = consistency(first, second)
         groups = (n, len(apart))
         return Update(torch.cat([fit, self.config.consistency * apart]), groups, logs={"consistency": apart.mean()})

@@ -134,6 +134,7 @@ class PILImages(Dataset[tuple[Tensor, int, int]]):
     def __init__(self, data: ImageData, augment: Augment) -> None:
         from torchvision import transforms
 
+        assert isinstance(data.images, Tensor)
         self.images = np.ascontiguousarray(data.images.cpu().permute(0, 2, 3, 1).numpy())
         self.labels = data.labels.tolist()
         self.transform = transforms.Compose(

@@ -82,7 +82,7 @@ def shortened(text: str) -> str:
         text += " --set epochs=1"
     if "benchmarks.vision_small" in text:
         text += " --epochs 1 --seeds 1 --methods normal elr"
-    return text + " --quick" if "benchmarks.train_speed" in text else text
+    return text + " --quick" if re.search(r"benchmarks\.(train|vision)_speed", text) else text
 
 
 def run_command(command: str) -> str:

@@ -22,9 +22,14 @@ def describe(annotation: Any) -> str:
         return " or ".join("null" if a is type(None) else describe(a) for a in typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return f"a list, each entry {describe(typing.get_args(annotation)[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a name", list: "a list"}.get(
-        annotation, str(annotation)
-    )
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a name",
+        list: "a list",
+        dict: "a mapping",
+    }.get(annotation, str(annotation))
 
 
 def convert(value: Any, annotation: Any) -> Any:

@@ -12,14 +12,27 @@ if TYPE_CHECKING:
     from vision.classifier import NoisyLabelClassifier
     from vision.fitting import FitResult, fit
     from vision.methods import register
+    from vision.networks.interaction import ClassBackgroundMemory, DebiasedInteraction
+    from vision.networks.localization import GaussianLocalization
     from vision.options import TrainOptions
 
-__all__ = ["FitResult", "NoisyLabelClassifier", "TrainOptions", "fit", "register"]
+__all__ = [
+    "ClassBackgroundMemory",
+    "DebiasedInteraction",
+    "FitResult",
+    "GaussianLocalization",
+    "NoisyLabelClassifier",
+    "TrainOptions",
+    "fit",
+    "register",
+]
 
 _HOMES = {
     "classifier": ("NoisyLabelClassifier",),
     "fitting": ("FitResult", "fit"),
     "methods": ("register",),
+    "networks.interaction": ("ClassBackgroundMemory", "DebiasedInteraction"),
+    "networks.localization": ("GaussianLocalization",),
     "options": ("TrainOptions",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -28,8 +28,8 @@ def answer(heads: Sequence[Tensor]) -> Tensor:
 class Headed(nn.Module):
     """Base of networks with several heads: called like any classifier, it gives the answer of all heads together.
 
-    A subclass writes :meth:`heads`, and, where it is built around backbones, the two methods that say where their
-    layers are.
+    A subclass writes :meth:`heads`; :meth:`embedded`, for what reads representations; and, where it is built around
+    backbones, the two methods that say where their layers are.
     """
 
     def heads(self, images: Tensor, observed: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -45,6 +45,10 @@ class Headed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``(n, C)`` logits: the log of the mean of the heads' softmaxes."""
         return answer(self.heads(images))
+
+    def embedded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(n, C)`` of all heads together and the image's representation ``(n, D)``, from one forward."""
+        raise NotImplementedError
 
     def places(self, layer: str) -> tuple[str, ...]:
         """Dotted names, in this network, of what is called ``layer`` in the backbone."""

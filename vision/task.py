@@ -201,7 +201,8 @@ class ImageTask:
 
     def embed(self, module: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
         with self._autocast():
-            logits, embedding = self._runner(module, tapped=True)(inputs)
+            runner = module.embedded if isinstance(module, Headed) else self._runner(module, tapped=True)
+            logits, embedding = runner(inputs)
         return _at_least_float(logits), _at_least_float(embedding)
 
     def call_with(self, module: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:

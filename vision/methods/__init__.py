@@ -12,6 +12,7 @@ from recdenoise.denoisers.t_ce import TCE
 from vision.methods.cdr import CDR
 from vision.methods.co_teaching import CoTeaching
 from vision.methods.cores import CORES
+from vision.methods.denll import DeNLL
 from vision.methods.dmi import DMI
 from vision.methods.elr import ELR
 from vision.methods.forward import Forward
@@ -49,6 +50,7 @@ METHODS = Registry(
         DMI,
         JointOptim,
         MCorrection,
+        DeNLL,
     ),
 )
 

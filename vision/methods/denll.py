@@ -1,0 +1,287 @@
+"""DeNLL: tell foreground from background, and predict with the given and with an average background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Optim, Stage, Update
+from recdenoise.errors import UserError
+from recdenoise.options import require
+from recdenoise.task import Batch, Call, ClassTask, Loader, Pass, Task
+from vision.methods.hosting import CrossEntropy, Host
+from vision.networks.denll import DeNLLNetwork
+from vision.networks.interaction import class_sums
+from vision.networks.localization import Cut, Mask
+
+REBUILD_IMAGES = 8192
+"""Rows whose background embeddings are held at once while the memory is rebuilt."""
+
+
+@dataclass(frozen=True)
+class DeNLLConfig(DenoiserConfig):
+    """Options of DeNLL. The paper takes the host's network and training as they are in the host's own paper."""
+
+    host: str = "ce"
+    """The method that trains the network: ``ce`` for cross-entropy, ``pes``, ``pes_semi``, ``sop``, ``sop_plus``."""
+
+    host_options: dict | None = None  # type: ignore[type-arg]
+    """Options of the host by name, as in ``{warm_epochs: 25}``; null takes the host's own."""
+
+    mask: Mask = "soft"
+    """``soft``: image times mask, and times 1 - mask; ``eq5``: as printed, by the median; ``box``: a fixed box."""
+
+    share: bool = False
+    """One encoder for foreground and background, in place of two."""
+
+    use_lm: bool = True
+    """Find the mask by the localisation module; otherwise it is the fixed box (the paper's "w/o LM")."""
+
+    use_dim: bool = True
+    """Predict by the debiased interaction module; otherwise by g1 alone (the paper's "w/o DIM")."""
+
+    memory_momentum: float = 0.99
+    """Share of the old class background in the new one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.memory_momentum < 1, "memory_momentum", self.memory_momentum, "at least 0 and below 1")
+        self.read_host()
+
+    def read_host(self) -> tuple[type[Host], DenoiserConfig]:
+        """The host and its options, checked. Raises ``UserError``."""
+        host = find_host(self.host)
+        return host, host.read_config({"l2": self.l2, **(self.host_options or {})})
+
+
+def find_host(name: str) -> type[Host]:
+    """A host by name: ``ce``, or a method of the table that trains networks of several heads. Raises ``UserError``."""
+    if name == CrossEntropy.name:
+        return CrossEntropy
+    from vision import methods
+
+    table: dict[str, type[Denoiser]] = {each: methods.get(each) for each in methods.names()}
+    hosts = [CrossEntropy.name, *(each for each, method in table.items() if issubclass(method, Host))]
+    require(name in hosts, "host", name, f"one of {', '.join(hosts)}")
+    host = table[name]
+    assert issubclass(host, Host)
+    return host
+
+
+class DeNLLTask:
+    """A task whose targets are DeNLL's networks, built around the backbone of the targets of another task.
+
+    Args:
+        task: an image task.
+        config: which parts the networks have.
+    """
+
+    def __init__(self, task: Task, config: DeNLLConfig) -> None:
+        if not isinstance(task, ClassTask) or not hasattr(task, "source"):
+            raise UserError("DeNLL separates what is seen in images; it is for labels of images.")
+        self.inner, self.config = task, config
+        self.n_classes, self.n_rows, self.labels = task.n_classes, task.n_rows, task.labels
+        self.l2_scale, self.rowwise = task.l2_scale, task.rowwise
+        self.cut = self._cut()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # while it is unpickled or copied there is nothing to ask yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def _cut(self) -> Callable[[], Cut]:
+        mode = self.config.mask
+        if mode != "eq5":
+            return lambda: Cut(mode)
+        augment = getattr(self.inner, "augment", None)
+        mean, std = (getattr(augment, name, None) for name in ("mean", "std"))
+        if mean is None or std is None:
+            raise UserError(
+                "Option 'mask' is 'eq5', which needs images on the scale 0 to 1: the augmentation must have the "
+                "attributes mean and std by which it normalises, as vision.augment.Augment has."
+            )
+        return lambda: Cut(mode, tuple(mean), tuple(std))
+
+    # Networks
+
+    def new_target(self, member: int) -> nn.Module:
+        return self.inner.new_module(lambda: self._network(member), f"denll.{member}")
+
+    def _network(self, member: int) -> DeNLLNetwork:
+        options, parallel = self.config, getattr(self.inner, "parallel", None)
+        foreground, width = self.inner.new_backbone(2 * member)
+        background = None if options.share else self.inner.new_backbone(2 * member + 1)[0]
+        gather = {} if parallel is None else {"gather": parallel.gather}
+        return DeNLLNetwork(
+            foreground,
+            background,
+            width,
+            self.n_classes,
+            self.source("train").images.shape[1],
+            self.cut(),
+            use_lm=options.use_lm and options.mask != "box",
+            use_dim=options.use_dim,
+            momentum=options.memory_momentum,
+            **gather,
+        )
+
+    def new_backbone(self, member: int) -> tuple[nn.Module, int]:
+        return self.inner.new_backbone(member)
+
+    def new_auxiliary(self, kind: str, member: int) -> nn.Module:
+        return self.inner.new_auxiliary(kind, member)
+
+    def new_module(self, build: Callable[[], nn.Module], name: str) -> nn.Module:
+        return self.inner.new_module(build, name)
+
+    def embedding_width(self) -> int:
+        return self.inner.embedding_width()
+
+    # Calls
+
+    def call(self, module: nn.Module, inputs: Any) -> Tensor:
+        return self.inner.call(module, inputs)
+
+    def heads(self, module: nn.Module, inputs: Any, observed: Tensor | None = None) -> tuple[Tensor, ...]:
+        heads: tuple[Tensor, ...] = self.__getattr__("heads")(module, inputs, observed)
+        return heads
+
+    def embed(self, module: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
+        return self.inner.embed(module, inputs)
+
+    def call_with(self, module: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:
+        return self.inner.call_with(module, parameters, inputs)
+
+    def begin_step(self, modules: nn.Module) -> None:
+        self.inner.begin_step(modules)
+
+    # Data
+
+    def loader(self, sweep: Pass, key: tuple[int, ...]) -> Loader:
+        return self.inner.loader(sweep, key)
+
+    def scan(self, function: Call, rows: Tensor | None = None, augment: bool = False) -> Tensor:
+        return self.inner.scan(function, rows, augment)
+
+
+PREFIX = "host."
+
+
+class DeNLL(Denoiser):
+    """Another method trains a network that separates foreground from background and intervenes on the background."""
+
+    name = "denll"
+    title = "DeNLL"
+    summary = "separates foreground from background and averages the background out, on top of another method"
+    distributed = True
+    paper = "Deconfounded Noisy Labels Learning, anonymous authors, under double-blind review"
+    Config = DeNLLConfig
+    neutral = None
+    neutral_reason = "two encoders behind a mask are another network than the host's"
+
+    def build(self, task: Task) -> None:
+        host, options = self.config.read_host()
+        self.host: Host = host(DeNLLTask(task, self.config), options)
+
+    @property
+    def target(self) -> nn.Module:
+        """The host's network: a :class:`~vision.networks.denll.DeNLLNetwork`."""
+        network = self.host.target
+        assert isinstance(network, nn.Module)
+        return network
+
+    def networks(self) -> dict[str, DeNLLNetwork]:
+        """The host's networks by dotted name in the host."""
+        return {name: module for name, module in self.host.named_modules() if isinstance(module, DeNLLNetwork)}
+
+    # What the host declares, under its name here.
+
+    def stages(self) -> list[Stage]:
+        return [self._outer(stage) for stage in self.host.stages()]
+
+    def _outer(self, stage: Stage) -> Stage:
+        """The host's stage under the names of this method; memories stay with the layers that a stage trains."""
+        train = [f"{PREFIX}{name}" for name in stage.train]
+        for name, network in self.networks().items():
+            if network.memory is not None and any(part.startswith(f"{name}.") for part in stage.train):
+                train.append(f"{PREFIX}{name}.memory")
+        reset = tuple(f"{PREFIX}{name}" for name in stage.reset)
+        return replace(stage, train=tuple(train), watch=f"{PREFIX}{stage.watch}", reset=reset)
+
+    def _inner(self, stage: Stage) -> Stage:
+        """Inverse of :meth:`_outer`."""
+        memories = {f"{PREFIX}{name}.memory" for name in self.networks()}
+        train = tuple(name.removeprefix(PREFIX) for name in stage.train if name not in memories)
+        reset = tuple(name.removeprefix(PREFIX) for name in stage.reset)
+        return replace(stage, train=train, watch=stage.watch.removeprefix(PREFIX), reset=reset)
+
+    def optimizers(self, stage: Stage) -> dict[str, Optim]:
+        declared = self.host.optimizers(self._inner(stage))
+        return {
+            key: replace(optim, modules={f"{PREFIX}{name}": l2 for name, l2 in optim.modules.items()})
+            for key, optim in declared.items()
+        }
+
+    def begin_stage(self, stage: Stage) -> None:
+        self.host.begin_stage(self._inner(stage))
+
+    def begin_epoch(self, stage: Stage, epoch: int) -> None:
+        inner = self._inner(stage)
+        if epoch == 0:
+            for name, network in self.networks().items():
+                place = f"{name}.{network.background_place}"
+                if network.memory is not None and any(overlap(place, part) for part in inner.reset):
+                    self.rebuild(network)
+        self.host.begin_epoch(inner, epoch)
+
+    def rebuild(self, network: DeNLLNetwork) -> None:
+        """Set the memory of ``network`` to the exact mean of the training set's background embeddings by label."""
+        assert isinstance(self.task, ClassTask)
+        assert network.memory is not None
+        runner = BackgroundEmbedding(network)
+        mean = network.memory.mean
+        sums, counts = torch.zeros_like(mean), torch.zeros_like(mean[:, 0])
+        for rows in torch.arange(self.task.n_rows, device=mean.device).split(REBUILD_IMAGES):
+            values = self.task.scan(lambda inputs: self.task.call(runner, inputs), rows)
+            found, number = class_sums(values, self.task.labels[rows], len(mean))
+            sums, counts = sums + found, counts + number
+        network.memory.rebuild(sums, counts)
+
+    def passes(self, stage: Stage, epoch: int) -> list[Pass]:
+        return self.host.passes(self._inner(stage), epoch)
+
+    def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
+        yield from self.host.step(self._inner(stage), batch, clock)
+
+    def edit_gradients(self, optimizer: str, clock: Clock) -> None:
+        self.host.edit_gradients(optimizer, clock)
+
+    def score(self, inputs: Any) -> Tensor:
+        return self.host.score(inputs)
+
+    def clean_probability(self) -> Tensor:
+        return self.host.clean_probability()
+
+    def watched_score(self, stage: Stage) -> Call:
+        return self.host.watched_score(self._inner(stage))
+
+
+class BackgroundEmbedding(nn.Module):
+    """Calls a network for the embeddings ``(n, D)`` of the backgrounds alone."""
+
+    def __init__(self, network: DeNLLNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.training = False  # of this wrapper alone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.embed_background(images)
+
+
+def overlap(a: str, b: str) -> bool:
+    """Whether one of two dotted names lies in the other."""
+    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")

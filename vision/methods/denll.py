@@ -188,7 +188,7 @@ class DeNLL(Denoiser):
         self.host: Host = host(DeNLLTask(task, self.config), options)
 
     @property
-    def target(self) -> nn.Module:
+    def target(self) -> nn.Module:  # type: ignore[override]
         """The host's network: a :class:`~vision.networks.denll.DeNLLNetwork`."""
         network = self.host.target
         assert isinstance(network, nn.Module)

@@ -13,15 +13,16 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_recipes.errors import RecipeError, because
 
 Labelled = tuple[np.ndarray, np.ndarray]
+Read = TypeVar("Read")
 _PACK_FILTERS: list[dict[str, Any]] = [
     {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, "mf": lzma.MF_BT4, "lc": 4, "lp": 0, "pb": 0}
 ]
@@ -88,9 +89,18 @@ def cifar(path: Path, data: bytes, members: Sequence[str], label_key: bytes) -> 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` file; pickled objects are refused. Raises ``RecipeError``."""
+    return _read_npz(path, lambda file: {name: file[name] for name in file.files})
+
+
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays of an ``.npz`` file, which stay unread. Raises ``RecipeError``."""
+    return _read_npz(path, lambda file: list(file.files))
+
+
+def _read_npz(path: Path, read: Callable[[Any], Read]) -> Read:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return read(file)
     except OSError as error:
         raise RecipeError(f"Cannot read {path}: {because(error)}.") from error
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:

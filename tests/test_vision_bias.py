@@ -86,7 +86,7 @@ def test_an_npz_names_attributes_and_further_parts(file: Path) -> None:
     test, dark = (data.load(file, split=split) for split in ("test", "test_dark"))
     assert [sorted(part.attributes) for part in (test, dark)] == [["bias"], ["bias"]]
     assert dark.attributes["bias"].tolist() == COLOUR[50:60].tolist()
-    assert bias.test_parts(file) == ["test_dark"]
+    assert data.test_splits(str(file)) == ["test", "test_dark"]
 
 
 def test_torch_sets_bring_attributes() -> None:

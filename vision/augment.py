@@ -23,7 +23,7 @@ from vision.policies import POLICIES, Policy, PolicyTable, policy_table
 if TYPE_CHECKING:
     from vision.data import ImageData
 
-NO_FLIP = frozenset({"mnist"})
+NO_FLIP = frozenset({"mnist", "framed-mnist", "colored-mnist"})
 """Data sets whose images mean something else in a mirror."""
 
 
@@ -83,6 +83,8 @@ class Augment:
     """Operations in a row, for ``randaugment``."""
     magnitude: int = 9
     """Strength, 0 to 30, for ``randaugment``."""
+    frame: int = 0
+    """Pixels on every side that stay as they are: only what is inside is moved, cut out or otherwise augmented."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -90,6 +92,7 @@ class Augment:
         require(all(value > 0 for value in self.std), "std", self.std, "above 0")
         require(self.crop_pad >= 0, "crop_pad", self.crop_pad, "0 or more")
         require(self.cutout >= 0, "cutout", self.cutout, "0 or more")
+        require(self.frame >= 0, "frame", self.frame, "0 or more")
         require(self.pad_mode in ("zeros", "reflect"), "pad_mode", self.pad_mode, "zeros or reflect")
         require(self.num_ops >= 1, "num_ops", self.num_ops, "1 or more")
         require(0 <= self.magnitude <= 30, "magnitude", self.magnitude, "0 to 30")
@@ -109,8 +112,17 @@ class Augment:
     ) -> Augment:
         """With the mean and deviation of ``data``; ``flip=None`` mirrors unless the images are digits."""
         mean, std = data.statistics()
-        mirrored = data.name not in NO_FLIP if flip is None else flip
-        return cls(mean, std, crop_pad=crop_pad, flip=mirrored, cutout=cutout, policy=policy, pad_mode=pad_mode)
+        mirrored = data.name.partition(":")[0] not in NO_FLIP if flip is None else flip
+        return cls(
+            mean,
+            std,
+            crop_pad=crop_pad,
+            flip=mirrored,
+            cutout=cutout,
+            policy=policy,
+            pad_mode=pad_mode,
+            frame=data.frame,
+        )
 
     def __call__(self, images: Tensor, generator: torch.Generator, train: bool = True) -> Tensor:
         """Augment a batch, or only normalise it.
@@ -140,7 +152,7 @@ class Augment:
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> Draws:
         """Draw for n images of one size; the same options take the same number of draws, whatever comes out."""
-        device = generator.device
+        device, height, width = generator.device, height - 2 * self.frame, width - 2 * self.frame
 
         def whole(below: int) -> Tensor:
             return torch.randint(0, below, (n,), generator=generator, device=device)
@@ -157,6 +169,16 @@ class Augment:
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """Carry out ``draws`` on ``(n, C, H, W)`` uint8 images: float32, normalised."""
+        if not self.frame:
+            return self._apply(images, draws)
+        floats, edge = self._apply(images, Draws()), self.frame
+        if any(value is not None for value in vars(draws).values()):
+            within = (..., slice(edge, images.shape[2] - edge), slice(edge, images.shape[3] - edge))
+            floats[within] = self._apply(images[within], draws)
+        return floats
+
+    def _apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """As :meth:`apply`, for images of which everything is content."""
         if draws.top is not None and draws.left is not None:
             images = crop(images, draws.top, draws.left, self.crop_pad, self.pad_mode)
         if draws.flip is not None:

@@ -126,6 +126,7 @@ def train(
 
 def plan(resume: str | None, given: dict[str, Any], out: Path | None) -> tuple[Settings, Path]:
     """Settings and folder of the run that a `train` command asks for."""
+    from vision.data import derived
     from vision.settings import parse_assignments, read_settings, resolve
 
     if resume:  # a folder: everything else is in its config.yaml
@@ -143,8 +144,7 @@ def plan(resume: str | None, given: dict[str, Any], out: Path | None) -> tuple[S
     run_options |= {name: value for name, value in direct.items() if value is not None}
     names = {"dataset": given.pop("dataset"), "method": given.pop("method") or "deca_p"}
     names["network"] = given.pop("network") or "resnet32"
-    if Path(names["dataset"]).exists():
-        names["dataset"] = str(Path(names["dataset"]).resolve())
+    names["dataset"] = derived.absolute(names["dataset"])
     valid = given.get("valid")
     if valid is not None and valid >= 1 and valid == int(valid):
         given["valid"] = int(valid)
@@ -152,7 +152,7 @@ def plan(resume: str | None, given: dict[str, Any], out: Path | None) -> tuple[S
     settings = resolve(**names, run_options=run_options, method_options=method_options, **places)
     if out is None:
         noise = (settings.noise or "as-given").replace(":", "-")
-        name = f"{Path(settings.dataset).stem}-{noise}-{settings.network}-{settings.method.name}-{settings.seed}"
+        name = f"{derived.slug(settings.dataset)}-{noise}-{settings.network}-{settings.method.name}-{settings.seed}"
         out = Path("runs") / "vision" / name
     return settings, out
 
@@ -160,7 +160,9 @@ def plan(resume: str | None, given: dict[str, Any], out: Path | None) -> tuple[S
 def title(settings: Settings) -> str:
     """What a table of results is of."""
     noise = settings.noise or "labels as given"
-    return f"{settings.network} on {Path(settings.dataset).stem}, {noise}, seed {settings.seed}"
+    from vision.data import derived
+
+    return f"{settings.network} on {derived.title(settings.dataset)}, {noise}, seed {settings.seed}"
 
 
 def accuracy_table(record: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recdenoise import checkpoint
+from vision.data import derived
 from vision.disagreement import CLEAN, NOISY, PARTS, RUN, Array, Key, Spec, accuracy_rows, figure_rows
 
 
@@ -93,7 +94,7 @@ def page(
 ) -> str:
     """The figure's page in Markdown."""
     text = [
-        f"# Where networks disagree: {Path(spec.dataset).stem}, {spec.noise}",
+        f"# Where networks disagree: {derived.title(spec.dataset)}, {spec.noise}",
         "",
         "As in: DeCA, Figure 2. Every network is trained plainly on the same images and the same noisy labels, to the "
         "last epoch. Shown: the share of images that two networks (same seed), or two seeds of one network, put into "

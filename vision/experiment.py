@@ -88,7 +88,7 @@ def prepare(settings: Settings) -> Prepared:
     rate = None
     if part.true_labels is not None:
         rate = float((part.labels != part.true_labels).double().mean())
-    test = test_part(settings, whole)
+    test, tests = test_parts(settings, whole)
     return Prepared(
         part.subset(train),
         part.subset(valid) if len(valid) else None,
@@ -97,7 +97,7 @@ def prepare(settings: Settings) -> Prepared:
         (rows[train].numpy(), rows[valid].numpy()),
         rate,
         transition,
-        further_tests(settings, whole, test),
+        tests,
     )
 
 
@@ -112,27 +112,15 @@ def trusted(part: ImageData, train: torch.Tensor, settings: Settings) -> tuple[I
     return replace(chosen, labels=truth, true_labels=None, notes=()), train[order[settings.clean :]].sort().values
 
 
-def test_part(settings: Settings, whole: ImageData) -> ImageData | None:
-    """The data set's own test part, or ``None`` for data of one's own without one."""
-    if image_data.named.canonical(settings.dataset) is None:
-        path = Path(settings.dataset)
-        if path.is_dir() and not (path / "test").is_dir():
-            return None
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as found:
-                if not any("test" in key and "test_" not in key.removeprefix("test_") for key in found):
-                    return None
-    return image_data.load(settings.dataset, split="test", root=settings.root, n_classes=whole.n_classes)
-
-
-def further_tests(settings: Settings, whole: ImageData, test: ImageData | None) -> dict[str, ImageData]:
-    """Test parts beside ``test``: its aligned and conflicting images, and what the source calls ``test_NAME``."""
-    found = {} if test is None else bias.parts(test)
-    if image_data.named.canonical(settings.dataset) is None:
-        for split in bias.test_parts(Path(settings.dataset)):
-            part = image_data.load(settings.dataset, split=split, root=settings.root, n_classes=whole.n_classes)
-            found[split.removeprefix("test_")] = part
-    return found
+def test_parts(settings: Settings, whole: ImageData) -> tuple[ImageData | None, dict[str, ImageData]]:
+    """The data set's test part, where it has one, and further ones by name: its aligned and conflicting images, and
+    what the source calls ``test_NAME``."""
+    found = {}
+    for split in image_data.test_splits(settings.dataset):
+        found[split] = image_data.load(settings.dataset, split=split, root=settings.root, n_classes=whole.n_classes)
+    test = found.pop("test", None)
+    named = {split.removeprefix("test_"): part for split, part in found.items()}
+    return test, {**({} if test is None else bias.parts(test)), **named}
 
 
 def build(settings: Settings, prepared: Prepared, parallel: Parallel = ALONE) -> Run:

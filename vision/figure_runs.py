@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recdenoise import checkpoint
+from vision.data import derived
 from vision.disagreement import Watch, unwatched
 from vision.disagreement_report import as_csv, table
 
@@ -128,7 +129,7 @@ def write_curves(runs: Sequence[Done], report: Path, command: Sequence[str]) -> 
     report.parent.mkdir(parents=True, exist_ok=True)
     heading, settings = f"{what(runs)}: test along training", runs[0].cell.settings
     panel = charts.lines(
-        f"{settings.network}, {Path(settings.dataset).stem}", "epoch", "accuracy on the clean test", drawn
+        f"{settings.network}, {derived.title(settings.dataset)}", "epoch", "accuracy on the clean test", drawn
     )
     charts.write_png([panel], picture, 1)
     columns = ["method", "best epoch's test", "at epoch", "last", "last − best", "best_val"]
@@ -177,7 +178,7 @@ def write_map(runs: Sequence[Done], report: Path, command: Sequence[str]) -> tup
 def what(runs: Sequence[Done]) -> str:
     """``resnet32 on mnist, symmetric-any:0.4``."""
     settings = runs[0].cell.settings
-    return f"{settings.network} on {Path(settings.dataset).stem}, {settings.noise or 'labels as given'}"
+    return f"{settings.network} on {derived.title(settings.dataset)}, {settings.noise or 'labels as given'}"
 
 
 def write(

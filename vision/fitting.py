@@ -223,7 +223,7 @@ def fit(
         "n_classes": n_classes,
         "n_rows": len(learned),
         "shape": list(shape),
-        "augment": {name: getattr(augment, name) for name in ("mean", "std", "crop_pad", "flip", "cutout", "policy")},
+        "augment": {n: getattr(augment, n) for n in ("mean", "std", "crop_pad", "flip", "cutout", "policy", "frame")},
         "class_names": None if whole.class_names is None else list(whole.class_names),
     }
     on_device = {name: data.to(device) for name, data in others.items()}
@@ -267,7 +267,7 @@ def augmentation(data: ImageData, options: TrainOptions) -> Augment:
     """What the options say about crops, flips and the like, normalised as the training images ask for."""
     return Augment.for_data(
         data,
-        crop_pad=data.images.shape[2] // 8 if options.crop_pad is None else options.crop_pad,
+        crop_pad=(data.images.shape[2] - 2 * data.frame) // 8 if options.crop_pad is None else options.crop_pad,
         flip=options.flip,
         cutout=options.cutout,
         policy=options.policy,

@@ -1,12 +1,10 @@
-"""Aligned and conflicting images of a set whose bias is known, and the further test parts that a source has."""
+"""Aligned and conflicting images of a set whose bias is known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,19 +60,3 @@ def group_accuracies(correct: Tensor, labels: Tensor, bias: Tensor) -> Tensor:
     _, group = pairs.unique(dim=0, return_inverse=True)
     right = torch.bincount(group, weights=correct.double())
     return right / torch.bincount(group)
-
-
-def test_parts(source: Path) -> list[str]:
-    """Splits ``test_NAME`` of an ``.npz`` (``images_test_NAME``) or of a folder (``test_NAME/CLASS/*``), sorted.
-
-    Raises:
-        UserError: an ``.npz`` that cannot be read.
-    """
-    if source.is_dir():
-        return sorted(each.name for each in source.glob("test_*") if each.is_dir())
-    try:
-        with np.load(source, allow_pickle=False) as found:
-            keys = list(found)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source} is no readable .npz: {error}.") from error
-    return sorted(key.removeprefix("images_") for key in keys if key.startswith("images_test_"))

@@ -60,6 +60,7 @@ class ImageData:
         attributes: further whole numbers of every image by name, ``(N,)`` int64, 0 or more. ``bias`` is the value of
             what training may mistake for the class, such as a colour: an image whose ``bias`` is its class's number is
             bias-aligned, any other bias-conflicting. ``a`` and ``b`` are the causes of a frame.
+        frame: pixels on every side that are no content: augmentation leaves them where they are. 0 without a frame.
 
     Raises:
         UserError: shapes, types or ranges that do not fit together.
@@ -73,6 +74,7 @@ class ImageData:
     name: str = ""
     notes: tuple[str, ...] = ()
     attributes: Mapping[str, Tensor] = field(default_factory=dict)
+    frame: int = 0
 
     def __post_init__(self) -> None:
         if len(self.images.shape) != 4 or (isinstance(self.images, Tensor) and self.images.dtype != torch.uint8):
@@ -90,6 +92,8 @@ class ImageData:
             raise UserError(
                 f"{len(self.class_names)} class names were given for {self.n_classes} classes; give one for each."
             )
+        if not 0 <= 2 * self.frame < min(self.shape[1:]):
+            raise UserError(f"A frame of {self.frame} pixels leaves nothing of images of {self.shape[1:]}.")
         for name, values in self.attributes.items():
             check_attribute(values, len(self.images), name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from data_recipes import RecipeError
-from data_recipes.images_files import arrays
+from data_recipes.images_files import array_names, arrays
 from recdenoise.errors import UserError, unknown_name
-from vision.data import named
+from vision.data import derived, named
 from vision.data.arrays import Layout, as_images, as_labels, count_classes
 from vision.data.folders import DEFAULT_MEMORY, from_paths, load_folder
 from vision.data.images import ImageData
@@ -51,7 +51,8 @@ def load(
             - the path of an ``.npz`` with these arrays (``x_train``, ``y_train`` and so on also do);
             - a folder with one folder of image files a class, perhaps under ``train`` and ``test``;
             - a torch or torchvision data set of ``(image, label)`` pairs, perhaps with a mapping ``attributes``;
-            - a name, see :func:`vision.data.named.names`.
+            - a name, see :func:`vision.data.named.names`, or one that makes a set from another, see
+              :mod:`vision.data.derived`.
         split: which part of a named set, of an ``.npz`` (``images_test``, or ``x_test``), or of a folder.
         root: where named sets are looked for, built and downloaded to.
         n_classes: number of classes; ``None`` takes the highest label plus 1.
@@ -76,7 +77,12 @@ def load(
         return source
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        name = named.canonical(text) if isinstance(text, str) else None
+        made = derived.parse(text) if isinstance(source, str) else None
+        if made is not None:
+            own: dict[str, Any] = {**options, "n_classes": n_classes, "layout": layout}
+            base = load(made.base, split=split, root=root, download=download, **own)
+            return _agreed(made.build(base, split), **given)
+        name = named.canonical(text)
         if name is not None:
             return _agreed(named.load_named(name, split, root, download), **given)
         path = Path(text)
@@ -98,6 +104,27 @@ def load(
         f"Images cannot be read from {type(source).__name__}: give (images, labels), the path of an .npz or a folder, "
         "a torch data set or a name."
     )
+
+
+def test_splits(source: str) -> list[str]:
+    """The parts of a source that are there to test on: ``test``, where it has one, then every ``test_NAME``, sorted.
+
+    Raises:
+        UserError: an ``.npz`` that cannot be read.
+    """
+    source = derived.base_of(source)
+    if named.canonical(source) is not None:
+        return ["test"]
+    path = Path(source)
+    if path.is_dir():
+        found = {each.name for each in path.iterdir() if each.is_dir()}
+    elif path.is_file():
+        keys = _read_npz(array_names, path)
+        found = {key.removeprefix(f"{name}_") for key in keys for name in _IMAGE_KEYS}
+        found |= {"test" for key in keys if key.startswith("test_") and key.removeprefix("test_") in _IMAGE_KEYS}
+    else:
+        return []
+    return [name for name in sorted(found) if name == "test" or name.startswith("test_")]
 
 
 def from_arrays(
@@ -204,11 +231,14 @@ def _attributes(found: Mapping[str, Any], split: str) -> dict[str, Any]:
 
 
 def _npz(path: Path, split: str, layout: Layout | None, given: dict[str, Any]) -> ImageData:
+    return _mapping(_read_npz(arrays, path), str(path), layout, given, split)
+
+
+def _read_npz(read: Callable[[Path], Any], path: Path) -> Any:
     try:
-        found = arrays(path)
+        return read(path)
     except RecipeError as error:
         raise UserError(str(error)) from error
-    return _mapping(found, str(path), layout, given, split)
 
 
 def _dataset(source: Any, layout: Layout | None, given: dict[str, Any], options: dict[str, Any]) -> ImageData:

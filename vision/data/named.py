@@ -15,6 +15,7 @@ from data_recipes import RecipeError
 from data_recipes.images import IMAGE_RECIPES, ImageRecipe, build_images, built_file, source_folder
 from data_recipes.images_files import arrays
 from recdenoise.errors import UserError, unknown_name
+from vision.data import derived
 from vision.data.arrays import as_images, as_labels
 from vision.data.images import ImageData
 
@@ -29,7 +30,14 @@ def names() -> list[str]:
 
 
 def canonical(name: str) -> str | None:
-    """The proper form of a name typed in another case, with underscores or as ``CIFAR-10``; ``None`` if unknown."""
+    """The proper form of a name typed in another case, with underscores or as ``CIFAR-10``; ``None`` if unknown.
+
+    A name that makes a set from a named one is known, too. Raises ``UserError`` where only its value is wrong.
+    """
+    made = derived.parse(name)
+    if made is not None:
+        base = canonical(made.base)
+        return None if base is None else dataclasses.replace(made, base=base).name
     text = name.lower().replace("_", "-").replace("cifar-", "cifar").replace("fashionmnist", "fashion-mnist")
     return text if text in names() or text in IMAGE_RECIPES else None
 

@@ -83,6 +83,7 @@ class Loop:
         self._learnable = {name for name, p in denoiser.named_parameters() if p.requires_grad}
         for stage in self.stages:
             check_resets(denoiser, stage)
+            stage.span(config.epochs)
             if (stage.selector or config.selector) != "last" and validate is None:
                 raise UserError(f"Selector {stage.selector or config.selector!r} needs validation data; use last.")
 
@@ -190,11 +191,11 @@ class Loop:
         self._totals = EpochTotals(torch.zeros((), device=device))
 
     def _train_stage(self, stage: Stage, stop: threading.Event) -> None:
-        epochs = stage.epochs or self.config.epochs
+        epochs = stage.span(self.config.epochs).epochs
         first = self.position.epoch
         while self.position.epoch < epochs and not self.selection.exhausted:
             started = time.perf_counter()  # before the loaders: drawing negatives is part of an epoch
-            self._begin_epoch(stage, epochs)
+            self._begin_epoch(stage)
             sweeps = self.denoiser.passes(stage, self.position.epoch)
             keys = [(self.position.stage, self.position.epoch, i) for i in range(len(sweeps))]
             loaders = [self.task.loader(sweep, key) for sweep, key in zip(sweeps, keys, strict=True)]
@@ -230,10 +231,11 @@ class Loop:
                     break
             self._end_epoch(stage, epochs)
 
-    def _begin_epoch(self, stage: Stage, epochs: int) -> None:
-        at = self.position
+    def _begin_epoch(self, stage: Stage) -> None:
+        at, span = self.position, stage.span(self.config.epochs)
         for name, optimizer in self.optimizers.items():
-            self._rates[name] = set_rates(optimizer, self._schedules[name].factor(at.epoch, epochs))
+            factor = self._schedules[name].factor(span.first + at.epoch, span.scheduled)
+            self._rates[name] = set_rates(optimizer, factor)
         if at.sweep == 0 and at.step == 0:  # a resumed epoch finds in buffers what its beginning put there
             with self._at_rest(stage):
                 self.denoiser.begin_epoch(stage, at.epoch)

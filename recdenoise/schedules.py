@@ -51,3 +51,11 @@ class Schedule:
             start = min(place(self.start), epochs - 1)
             return self.floor + (1.0 - self.floor) * min(1.0, (epochs - epoch) / (epochs - start))
         return 1.0
+
+
+def moment(value: float, epochs: int) -> int:
+    """A zero-based epoch of a stage of ``epochs``: ``value`` itself, or that share of them where it is below 1.
+
+    At least 1, as nothing is known before the first epoch.
+    """
+    return max(1, round(value * epochs if value < 1 else value))

@@ -11,8 +11,9 @@ from torch import nn
 
 from recdenoise.averaging import Averaging
 from recdenoise.denoisers import Clock, Optim, Stage
+from recdenoise.denoisers.base import Span
 from recdenoise.errors import UserError
-from recdenoise.loop import LoopConfig
+from recdenoise.loop import Loop, LoopConfig
 from recdenoise.schedules import Schedule
 from tests.toy_images import build, image_loop, image_task
 from tests.toy_runs import Recorder, Stop, same, weights
@@ -128,6 +129,47 @@ def test_what_a_method_declares_comes_before_the_run() -> None:
         ("train", "Adam", 0.25, 0.0),
         ("train", "Adam", 0.125, 0.0),
     ]
+
+
+def test_stages_that_are_stretches_of_the_run_share_its_epochs_and_its_schedule() -> None:
+    class Cut(type(build("normal", image_task()))):  # type: ignore[misc]
+        def stages(self) -> list[Stage]:
+            return [Stage("early", epochs=0.25, begin=0), Stage("own", epochs=2), Stage("late", begin=0.25)]
+
+    task = image_task()
+    loop = image_loop("normal", task, epochs=8, schedule=Schedule("step", (1, 5), gamma=0.5), lr=0.5)
+    loop.denoiser = Cut(task)
+    loop.stages = loop.denoiser.stages()
+    loop._learnable = {key for key, _ in loop.denoiser.named_parameters()}
+    rates = [(row["stage"], row["lr"]) for row in loop.run()]
+    assert rates[:4] == [("early", 0.5), ("early", 0.25), ("own", 0.5), ("own", 0.25)]
+    assert rates[4:] == [("late", 0.25)] * 3 + [("late", 0.125)] * 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "span"),
+    [
+        (Stage(), Span(12, 0, 12)),
+        (Stage(epochs=5), Span(5, 0, 5)),
+        (Stage(epochs=0.25), Span(3, 0, 3)),
+        (Stage(epochs=0.01), Span(1, 0, 1)),
+        (Stage(begin=0, epochs=0.25), Span(3, 0, 12)),
+        (Stage(begin=0.25), Span(9, 3, 12)),
+        (Stage(begin=4, epochs=2), Span(2, 4, 12)),
+    ],
+)
+def test_where_a_stage_lies_in_a_run_of_twelve_epochs(stage: Stage, span: Span) -> None:
+    assert stage.span(12) == span
+
+
+def test_a_stage_after_the_end_of_the_run_is_refused_before_training() -> None:
+    class Late(type(build("normal", image_task()))):  # type: ignore[misc]
+        def stages(self) -> list[Stage]:
+            return [Stage("late", begin=3)]
+
+    task = image_task()
+    with pytest.raises(UserError, match="'late' begins after 3 epochs and the run has 3"):
+        Loop(Late(task), task, LoopConfig(epochs=3, selector="last"))
 
 
 # Averages

@@ -70,7 +70,7 @@ class TestEveryMethod:
             optimizers = denoiser.optimizers(stage)
             with torch.no_grad():
                 denoiser.begin_stage(stage)
-            epochs = stage.epochs or 3
+            epochs = stage.span(3).epochs
             reached: set[str] = set()
             for epoch in sorted({0, epochs - 1}):
                 with torch.no_grad():

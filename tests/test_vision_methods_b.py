@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from recdenoise.denoisers import Clock, Denoiser, Stage
 from recdenoise.errors import UserError
 from recdenoise.observer import Observer
-from recdenoise.schedules import Schedule
+from recdenoise.schedules import Schedule, moment
 from recdenoise.task import Batch
 from tests.toy_images import build, image_loop, image_task, network
 from vision.methods import beta_mixture, transition
-from vision.methods.class_balance import balance_loss, moment
+from vision.methods.class_balance import balance_loss
 from vision.methods.dmi import determinant_loss
 from vision.methods.joint_optim import divergence_from_labels, entropy
 from vision.methods.noise_adaptation import FLOOR, Channel, channel_loss, soft_confusion

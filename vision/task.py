@@ -255,18 +255,27 @@ class ImageTask:
     def scan_data(self, data: Images, function: Call, rows: Tensor | None = None, augment: bool = False) -> Tensor:
         """``function(inputs)`` for the images of any data set, in blocks, in the order of ``rows``."""
         rows = torch.arange(len(data), device=self.device) if rows is None else rows.to(self.device)
-        n, shared = len(rows), len(rows) >= self.parallel.size  # too few to share: every process looks at all
-        # Fresh augmentation draws from the global generator, which a checkpoint holds.
-        seed = int(torch.randint(2**62, ())) + (self.parallel.rank if shared else 0) if augment else 0
-        generator = torch.Generator(device=self.device).manual_seed(seed)
+        n = len(rows)
         if n == 0:
             raise UserError("There are no images to go over.")
-        if shared:
-            rows = rows[self.parallel.share(n)]
-        values = torch.cat(
-            [function(self.augmented(self.fetch(data, part), generator, augment)) for part in rows.split(SCAN_IMAGES)]
-        )
-        return self.parallel.gather(values, n) if shared else values
+        # Fresh augmentation draws from the global generator, which a checkpoint holds.
+        seed = int(torch.randint(2**62, ())) if augment else 0
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+
+        def values(part: Tensor, of: int) -> Tensor:
+            return function(self.augmented(self.fetch(data, part), generator, augment, of))
+
+        def shared(block: Tensor) -> Tensor:
+            """The draws are those of the whole block, so that several processes see the images that one would."""
+            if len(block) < self.parallel.size:  # too few to share: every process looks at all
+                return values(block, len(block))
+            mine = block[self.parallel.share(len(block))]
+            return self.parallel.gather(values(mine, len(block)), len(block))
+
+        if augment or n < self.parallel.size:
+            return torch.cat([shared(block) for block in rows.split(SCAN_IMAGES)])
+        mine = rows[self.parallel.share(n)]
+        return self.parallel.gather(torch.cat([values(part, len(part)) for part in mine.split(SCAN_IMAGES)]), n)
 
 
 def _at_least_float(values: Tensor) -> Tensor:

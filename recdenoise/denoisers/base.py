@@ -19,8 +19,23 @@ from recdenoise.averaging import Averaging
 from recdenoise.errors import UserError
 from recdenoise.options import read_options, require
 from recdenoise.parallel import ALONE, Parallel
-from recdenoise.schedules import Schedule
+from recdenoise.schedules import Schedule, moment
 from recdenoise.task import Batch, Call, ClassTask, Pass, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The epochs of a stage.
+
+    Attributes:
+        epochs: how many.
+        first: where on its schedule the first one lies.
+        scheduled: epochs that the schedule is made for.
+    """
+
+    epochs: int
+    first: int
+    scheduled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +47,39 @@ class Stage:
         train: dotted names of the modules that learn; all others are frozen and in eval mode.
         watch: dotted name of the module that validation scores and that the stage is for.
         selector: overrides the run's way of choosing an epoch, for example ``"loss"`` for a prior.
-        epochs: overrides the run's number of epochs.
+        epochs: overrides the run's number of epochs; a share of it where below 1.
         reset: dotted names of the modules whose weights are drawn anew at the start.
         lr: overrides the run's learning rate.
         answers: the trained method answers with these modules: their last weights are kept beside the chosen ones, as
             those of the last stage always are.
         average: decay of the moving average of the weights of what trains, which is validated and kept in their place;
             overrides the run's, and 0 keeps the weights.
+        begin: the stage is a stretch of the run's own epochs and begins at this zero-based one, or at that share of
+            them where below 1: learning rates follow the run's schedule from there, and without ``epochs`` it lasts
+            until the run's end. ``None``: it has a schedule of its own, from its beginning to its end.
     """
 
     name: str = "train"
     train: tuple[str, ...] = ("target",)
     watch: str = "target"
     selector: str | None = None
-    epochs: int | None = None
+    epochs: float | None = None
     reset: tuple[str, ...] = ()
     lr: float | None = None
     answers: bool = False
     average: float | None = None
+    begin: float | None = None
+
+    def span(self, run: int) -> Span:
+        """Where the stage lies in a run of ``run`` epochs. Raises ``UserError`` where it begins after the run's end."""
+        first = moment(self.begin, run) if self.begin else 0
+        if self.begin is not None and first >= run:
+            raise UserError(
+                f"Stage {self.name!r} begins after {first} epochs and the run has {run}: let the run have more, or the "
+                "stages before it fewer."
+            )
+        epochs = run - first if self.epochs is None else moment(self.epochs, run)
+        return Span(epochs, first, epochs if self.begin is None else run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Optim, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
-from recdenoise.schedules import Schedule
+from recdenoise.schedules import Schedule, moment
 from recdenoise.task import Batch, ClassTask, Pass, Task
-from vision.methods.class_balance import balance_loss, moment
+from vision.methods.class_balance import balance_loss
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
+from recdenoise.schedules import moment
 from recdenoise.task import Batch, ClassTask, Task
 from vision.methods import beta_mixture
-from vision.methods.class_balance import balance_loss, moment
+from vision.methods.class_balance import balance_loss
 from vision.methods.mixup import draw_partners, draw_share, mixed
 
 

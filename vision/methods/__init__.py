@@ -24,6 +24,7 @@ from vision.methods.mae import MAE
 from vision.methods.mixup import Mixup
 from vision.methods.mw_net import MWNet
 from vision.methods.noise_adaptation import NoiseAdaptation
+from vision.methods.pes import PES
 from vision.methods.t_revision import TRevision
 
 METHODS = Registry(
@@ -51,6 +52,7 @@ METHODS = Registry(
         JointOptim,
         MCorrection,
         DeNLL,
+        PES,
     ),
 )
 

@@ -162,6 +162,11 @@ def test_where_a_stage_lies_in_a_run_of_twelve_epochs(stage: Stage, span: Span) 
     assert stage.span(12) == span
 
 
+def test_a_share_to_begin_at_leaves_one_epoch() -> None:
+    assert Stage(begin=0.9).span(1) == Span(1, 0, 1)
+    assert Stage(begin=0.99).span(3) == Span(1, 2, 3)
+
+
 def test_a_stage_after_the_end_of_the_run_is_refused_before_training() -> None:
     class Late(type(build("normal", image_task()))):  # type: ignore[misc]
         def stages(self) -> list[Stage]:

@@ -71,9 +71,15 @@ class Stage:
     begin: float | None = None
 
     def span(self, run: int) -> Span:
-        """Where the stage lies in a run of ``run`` epochs. Raises ``UserError`` where it begins after the run's end."""
+        """Where the stage lies in a run of ``run`` epochs: a share to begin at leaves it one epoch at least.
+
+        Raises:
+            UserError: it begins after the run's end.
+        """
         first = moment(self.begin, run) if self.begin else 0
-        if self.begin is not None and first >= run:
+        if self.begin is not None and self.begin < 1:
+            first = min(first, run - 1)
+        elif first >= run:
             raise UserError(
                 f"Stage {self.name!r} begins after {first} epochs and the run has {run}: let the run have more, or the "
                 "stages before it fewer."

@@ -97,7 +97,7 @@ FLOORS = {
     "recdenoise/ranking.py": 1,
     "recdenoise/loop.py": 2,
     "recdenoise/optimizers.py": 2,
-    "recdenoise/averaging.py": 2,
+    "recdenoise/averaging.py": 1,
     "recdenoise/checkpoint.py": 2,
     "recdenoise/observer.py": 2,
     "recdenoise/resets.py": 2,

@@ -37,8 +37,9 @@ class Group(click.Group):
             raise usage_sentence(error) from error
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise UserError(str(unknown_name("command", args[0], self.commands)))
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            raise UserError(str(unknown_name("command", args[0], known)))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

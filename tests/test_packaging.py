@@ -112,10 +112,7 @@ FLOORS = {
     "vision/figure_runs.py": 4,
     "vision/issue_commands.py": 4,
     "vision/issues.py": 4,
-    "vision/table4.py": 4,
-    "vision/table4_commands.py": 4,
-    "vision/table4_page.py": 4,
-    "vision/table4_report.py": 4,
+    "vision/tables": 4,
     "recdenoise/reports": 4,
     "recdenoise/cli.py": 4,
 }

@@ -20,10 +20,12 @@ from recdenoise.reports.workers import Active, Expectation, Job
 from tests.command import environment, mistake, output
 from tests.command import run as run_command
 from tests.test_html_report import Reader
-from vision import table4, table4_report
-from vision.table4 import Cell, Part
+from vision.tables import jobs, plan, report
+from vision.tables.plan import Cell, Part
+from vision.tables.rows import collect, rows_of
+from vision.tables.table import read_table
 
-TABLE = table4.read_table()
+TABLE = read_table("deca-table4")
 METHODS = ("normal", "deca_p")
 
 
@@ -52,8 +54,8 @@ def grid(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Cel
     out = tmp_path_factory.mktemp("runs")
     options = {"epochs": 2, "batch_size": 16, "device": "cpu"}
     common: dict[str, Any] = {"datasets": (str(tiny),), "network": "mlp", "methods": METHODS, "options": options}
-    cells = table4.plan(TABLE, Part(**common, ratios=(0.4, 0.2), seeds=2, rates=(0.1, 0.01)))
-    for job in table4.jobs_of(TABLE, cells, out):
+    cells = plan.plan(TABLE, Part(**common, conditions=(0.4, 0.2), seeds=2, rates=(0.1, 0.01)))
+    for job in jobs.jobs_of(cells, out):
         result = run_command(*job.arguments)
         assert result.exit_code == 0, result.stderr
         assert job.finished
@@ -61,22 +63,22 @@ def grid(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Cel
 
 
 def test_the_grid_begins_with_what_decides_most() -> None:
-    cells = table4.plan(TABLE, Part())
+    cells = plan.plan(TABLE, Part())
     assert len(cells) == 2 * 5 * 4 * 3
     assert [c.group for c in cells[:4]] == [("fashion-mnist", 0.4, m) for m in ("normal", "mw_net", "itlm", "deca_p")]
-    assert {(c.dataset, c.ratio, c.turn) for c in cells[4:8]} == {("cifar10", 0.4, 1)}
-    assert list(dict.fromkeys(c.ratio for c in cells)) == [0.4, 0.5, 0.3, 0.2, 0.1]
+    assert {(c.dataset, c.condition.key, c.turn) for c in cells[4:8]} == {("cifar10", 0.4, 1)}
+    assert list(dict.fromkeys(c.condition.key for c in cells)) == [0.4, 0.5, 0.3, 0.2, 0.1]
     assert [c.settings.seed for c in cells] == sorted(c.settings.seed for c in cells)
     assert [c.turn for c in cells] == sorted(c.turn for c in cells)
     assert len({c.name for c in cells}) == len(cells)
 
 
 def test_every_cell_has_the_published_settings() -> None:
-    cells = table4.plan(TABLE, Part())
-    assert {(c.dataset, c.settings.method.title, c.ratio) for c in cells} == set(TABLE.printed)
+    cells = plan.plan(TABLE, Part())
+    assert {(*c.group, "accuracy") for c in cells} == set(TABLE.printed)
     for cell in cells:
         s = cell.settings
-        assert (s.network, s.valid, s.noise) == ("resnet32", 10000, f"symmetric-any:{cell.ratio}")
+        assert (s.network, s.valid, s.noise) == ("resnet32", 10000, f"symmetric-any:{cell.condition.key}")
         assert (s.options.epochs, s.options.batch_size, s.options.rate) == (120, 100, 0.1)
         assert (s.options.optimizer, s.options.schedule) == ("sgd", "step")
         assert [round(m * 120) for m in s.options.milestones] == [80, 100]
@@ -86,9 +88,9 @@ def test_every_cell_has_the_published_settings() -> None:
 
 
 def test_options_reach_the_runs_they_are_for(grid: tuple[list[Cell], Path], tiny: Path) -> None:
-    shared, own = table4.split_options(["epochs=3", "deca_p.c_1=7", "deca_p.prior_epochs=1"], METHODS)
+    shared, own = plan.split_options(["epochs=3", "deca_p.c_1=7", "deca_p.prior_epochs=1"], METHODS)
     part = Part((str(tiny),), (0.3,), METHODS, 1, network="mlp", options=shared, of_method=own)
-    normal, deca_p = table4.plan(TABLE, part)
+    normal, deca_p = plan.plan(TABLE, part)
     assert (normal.settings.options.epochs, deca_p.settings.options.epochs) == (3, 3)
     assert deca_p.settings.config.to_dict().items() >= {"c_1": 7.0, "c_2": 1.0, "prior_epochs": 1}.items()
     cells, out = grid
@@ -111,7 +113,7 @@ def test_a_finished_grid_is_only_read(grid: tuple[list[Cell], Path], tiny: Path,
 
 def test_the_report_says_what_the_runs_say(grid: tuple[list[Cell], Path], tmp_path: Path) -> None:
     cells, out = grid
-    paths, lines = table4_report.write(TABLE, cells, out, tmp_path / "report", ["recdenoise", "vision"])
+    paths, lines = report.write(TABLE, Part(), cells, out, tmp_path / "report", ["recdenoise", "vision"])
     assert [path.suffix for path in paths] == [".html", ".md", ".csv", ".csv"]
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -119,7 +121,7 @@ def test_the_report_says_what_the_runs_say(grid: tuple[list[Cell], Path], tmp_pa
     for row in rows:
         found: dict[float, list[dict[str, Any]]] = {}
         for cell in cells:
-            if (str(cell.ratio), cell.method) == (row["ratio"], row["method"]):
+            if (str(cell.condition.key), cell.method) == (row["ratio"], row["method"]):
                 record = json.loads((out / cell.name / "result.json").read_text(encoding="utf-8"))
                 found.setdefault(cell.rate, []).append(record)
         valid = {rate: np.mean([r["valid"]["best_val"]["accuracy"] for r in of]) for rate, of in found.items()}
@@ -158,15 +160,15 @@ def fake(cell: Cell, folder: Path, test: float, valid: float = 0.5) -> None:
 
 
 def test_cells_are_held_against_print_and_against_each_other(tmp_path: Path) -> None:
-    cells = table4.plan(TABLE, Part(datasets=("fashion-mnist",), ratios=(0.4, 0.1), seeds=2))
+    cells = plan.plan(TABLE, Part(datasets=("fashion-mnist",), conditions=(0.4, 0.1), seeds=2))
     print_less = {"normal": 0.02, "mw_net": -0.0099, "itlm": -0.0101, "deca_p": 0.0}
     for cell in cells:
-        if (cell.ratio, cell.settings.seed) == (0.1, 1):
+        if (cell.condition.key, cell.settings.seed) == (0.1, 1):
             continue  # not finished
-        mean = TABLE.printed[cell.dataset, cell.settings.method.title, cell.ratio][0] / 100 + print_less[cell.method]
+        mean = TABLE.printed[(*cell.group, "accuracy")][0] / 100 + print_less[cell.method]
         fake(cell, tmp_path / "out" / cell.name, mean + (0.002 if cell.settings.seed else -0.002))
-    runs = table4_report.collect(cells, tmp_path / "out")
-    rows = {(row.ratio, row.method): row for row in table4_report.rows_of(TABLE, runs)}
+    runs = collect(cells, tmp_path / "out")
+    rows = {(row.condition, row.method): row for row in rows_of(TABLE, runs)}
     assert rows[0.4, "normal"].difference == pytest.approx(2.0)
     assert rows[0.4, "deca_p"].best_val.std == pytest.approx(0.2 * 2**0.5)
     assert rows[0.1, "normal"].best_val.std is None
@@ -176,7 +178,7 @@ def test_cells_are_held_against_print_and_against_each_other(tmp_path: Path) -> 
     assert rows[0.4, "itlm"].missed == ("1.01 points below print, 1 allowed", "not above our own normal, 86.89")
     assert (rows[0.4, "deca_p"].missed, rows[0.4, "deca_p"].required) == ((), 3)
     assert rows[0.1, "deca_p"].required == 2
-    paths, lines = table4_report.write(TABLE, cells, tmp_path / "out", tmp_path / "report", ["recdenoise"])
+    paths, lines = report.write(TABLE, Part(), cells, tmp_path / "out", tmp_path / "report", ["recdenoise"])
     assert "fashion-mnist, 10%: not finished: Normal seed 1, MW-Net seed 1, ITLM seed 1, DeCA(p) seed 1" in lines
     text = paths[1].read_text(encoding="utf-8")
     assert "MW-Net learns from 1,000 trusted images besides" in text
@@ -188,9 +190,7 @@ def test_cells_are_held_against_print_and_against_each_other(tmp_path: Path) -> 
             file.unlink()
         (tmp_path / "out" / cell.name).rmdir()
         fake(cell, tmp_path / "out" / cell.name, 0.95)
-    rows = {
-        (r.ratio, r.method): r for r in table4_report.rows_of(TABLE, table4_report.collect(cells, tmp_path / "out"))
-    }
+    rows = {(r.condition, r.method): r for r in rows_of(TABLE, collect(cells, tmp_path / "out"))}
     assert rows[0.4, "deca_p"].missed == ("not above our ITLM, 95.00",)
 
 

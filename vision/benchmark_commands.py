@@ -39,9 +39,23 @@ PLUGIN = click.option(
 )
 
 
-@click.group(cls=Group)
+class Experiments(Group):
+    """Finds a command for every published table when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from vision.tables import table
+
+        return [*super().list_commands(ctx), *table.names()]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        from vision.tables import commands, table
+
+        return commands.table_command(name) if name in table.names() else super().get_command(ctx, name)
+
+
+@click.group(cls=Experiments)
 def benchmark() -> None:
-    """Repeat experiments of the DeCA paper on images."""
+    """Repeat published experiments on images and put the numbers beside print."""
 
 
 def watching(screen: Console) -> Watch:

@@ -13,7 +13,6 @@ from recdenoise.mistakes import Group
 from recdenoise.plugins import load_plugins
 from vision.benchmark_commands import benchmark
 from vision.issue_commands import find_issues
-from vision.table4_commands import deca_table4
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -244,4 +243,3 @@ def methods(plugins: tuple[str, ...]) -> None:
 
 vision.add_command(find_issues)
 vision.add_command(benchmark)
-benchmark.add_command(deca_table4)

@@ -185,20 +185,16 @@ def chosen_methods(table: Table, keys: Iterable[str]) -> list[Entry]:
 
 def said_of(table: Table, dataset: Entry, condition: Entry, method: Entry) -> dict[str, Any]:
     """What the table makes of a cell: the file's own, then its entries', the later over the earlier."""
-    source = table.entry("methods", method.runs_of) or method
-    here = {"datasets": dataset.key, "conditions": condition.key, "methods": source.key}
+    own = method.runs_of or method.key
+    here = {"datasets": dataset.key, "conditions": condition.key, "methods": own}
     said: dict[str, Any] = {"options": {}, "method_options": {}}
     parts: list[Mapping[str, Any]] = [table.gives]
-    for entry in (dataset, condition, source):
+    for entry in (dataset, condition, method):
         parts += [gives for only, gives in entry.gives if all(here[axis] in keys for axis, keys in only.items())]
     for gives in parts:
         merged = {name: {**said[name], **gives.get(name, {})} for name in ("options", "method_options")}
-        if "method" in gives and gives["method"] != said.get("method"):
-            merged["method_options"] = dict(
-                gives.get("method_options", {})
-            )  # those of another method mean nothing here
         said = {**said, **gives, **merged}
-    return {"method": str(source.key), **said}
+    return {"method": str(own), **said}
 
 
 def resolve_cell(
@@ -232,7 +228,7 @@ def resolve_cell(
     if epochs and options["epochs"] != epochs:
         share = options["epochs"] / epochs
         own |= {n: max(1, round(own[n] * share)) for n in method.in_epochs if isinstance(own.get(n), int)}
-    own |= part.of_method.get(str(method.key), {})
+    own |= part.of_method.get(method.runs_of or str(method.key), {})
     valid = part.valid if part.valid is not None else said.get("valid", 0)
     if part.valid is None and entry is None and named.canonical(where) is None and valid:
         valid = SHARE_OF_OTHERS
@@ -271,6 +267,7 @@ def check_names(cells: Sequence[Cell]) -> None:
 
 def departures(table: Table, part: Part, cells: Sequence[Cell]) -> list[str]:
     """What is not as the table has it, a sentence an option: shorter trials, other networks, fewer images."""
+
     def identity(settings: Settings) -> dict[str, Any]:
         free = ("seed", "noise", "dataset", "option precision", "option compile", "option channels_last")
         return {

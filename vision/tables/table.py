@@ -24,7 +24,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -178,28 +178,33 @@ def parse_table(name: str, content: dict[str, Any], rows: Sequence[Mapping[str, 
     Raises:
         UserError: a key that no table has, or a row of print that belongs to no cell or to two.
     """
-    content = dict(content)
-    axes = {axis: tuple(read_entries(axis, content.pop(axis, {"": {"title": ""}}))) for axis in AXES}
-    gives = take_gives(content)
-    measures = tuple(Measure(**each) for each in content.pop("measures", [{"name": "accuracy"}]))
-    columns = content.pop("columns", {})
-    required = Required(**content.pop("required", {}))
-    lists = {key: tuple(content.pop(key, ())) for key in ("notes", "hints")}
-    axis = {"name": "condition", "title": "condition", "option": "--conditions", **content.pop("axis", {})}
+    said = dict(content)
+    datasets, conditions, methods = (read_entries(axis, said.pop(axis, {"": {"title": ""}})) for axis in AXES)
+    measures = tuple(Measure(**each) for each in said.pop("measures", [{"name": "accuracy"}]))
+    axes = dict(zip(AXES, (datasets, conditions, methods), strict=True))
     try:
-        return Table(
+        table = Table(
             name=name,
-            printed=printed_values(name, axes, measures, columns, rows),
-            gives=gives,
+            title=said.pop("title"),
+            source=said.pop("source"),
+            summary=said.pop("summary"),
+            printed=printed_values(name, axes, measures, said.pop("columns", {}), rows),
+            datasets=datasets,
+            conditions=conditions,
+            methods=methods,
+            gives=take_gives(said),
             measures=measures,
-            axis=axis,
-            required=required,
-            **axes,
-            **lists,
-            **{"seeds": 3, **content},
+            axis={"name": "condition", "title": "condition", "option": "--conditions", **said.pop("axis", {})},
+            seeds=said.pop("seeds"),
+            required=Required(**said.pop("required", {})),
+            notes=tuple(said.pop("notes", ())),
+            hints=tuple(said.pop("hints", ())),
         )
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"The table {name} cannot be read: {error}.") from error
+    if said:
+        raise UserError(f"The table {name} has the unknown key {min(said)!r}.")
+    return table
 
 
 def take_gives(content: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +212,7 @@ def take_gives(content: dict[str, Any]) -> dict[str, Any]:
     return {key: content.pop(key) for key in (*PLACES, "options", "method_options") if key in content}
 
 
-def read_entries(axis: str, content: Any) -> list[Entry]:
+def read_entries(axis: str, content: Any) -> tuple[Entry, ...]:
     """The entries of an axis: a list of keys, or a mapping from key to what it says."""
     found = []
     for key, said in content.items() if isinstance(content, dict) else ((key, None) for key in content):
@@ -222,12 +227,22 @@ def read_entries(axis: str, content: Any) -> list[Entry]:
         title = str(said.pop("title", f"{key:.0%}" if isinstance(key, float) else key))
         printed = said.pop("printed", title if axis == "methods" else key)
         names = tuple(normal(each) for each in (printed if isinstance(printed, list) else [printed]))
-        lists = {name: tuple(said.pop(name)) for name in ("in_epochs",) if name in said}
+        counted = tuple(said.pop("in_epochs", ()))
         try:
-            found.append(Entry(key, title, names, tuple(gives), **lists, **said))
+            found.append(Entry(key, title, names, tuple(gives), in_epochs=counted, **said))
         except TypeError as error:
             raise UserError(f"{axis} {key} cannot be read: {error}.") from error
-    return found
+    return tuple(sharing(entry, found) for entry in found)
+
+
+def sharing(entry: Entry, entries: Sequence[Entry]) -> Entry:
+    """An entry whose runs are another one's, with that one's fields. Raises ``UserError`` where there is none such."""
+    if not entry.runs_of:
+        return entry
+    for other in entries:
+        if other.key == entry.runs_of:
+            return replace(other, key=entry.key, title=entry.title, printed=entry.printed, runs_of=entry.runs_of)
+    raise unknown_name("method whose runs are shared", entry.runs_of, [str(other.key) for other in entries])
 
 
 def normal(value: Any) -> str:

@@ -1,0 +1,203 @@
+"""Published tables of images: every declaration is whole, and what the harness makes of one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recdenoise.errors import UserError
+from tests.command import mistake, output
+from tests.test_html_report import Reader
+from vision.tables import jobs, plan, report
+from vision.tables.plan import Cell, Part
+from vision.tables.rows import collect, rows_of
+from vision.tables.table import Table, names, parse_table, read_table
+
+TABLES = names()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_printed_value_belongs_to_a_cell_and_every_cell_can_be_made(name: str) -> None:
+    table = read_table(name)
+    cells = plan.plan(table, Part(seeds=1))
+    assert cells
+    runnable = {entry.key for entry in table.methods if not entry.absent}
+    groups = {cell.group for cell in cells}
+    for dataset, condition, method, measure in table.printed:
+        assert measure in {m.name for m in table.measures}
+        assert method not in runnable or (dataset, condition, method) in groups
+    assert {(c.dataset, c.condition.key, c.method, m.name) for c in cells for m in table.measures} <= set(
+        table.printed
+    ) | unprinted(table), "a cell without print"
+    for cell in cells:
+        epochs = cell.settings.options.epochs
+        for option in cell.entry.in_epochs:
+            assert getattr(cell.settings.config, option) is not None, f"{cell.method}: state {option} in the table"
+            assert epochs >= 1
+
+
+def unprinted(table: Table) -> set[tuple[Any, ...]]:
+    """Cells that print leaves out: a dash in the paper, and what is run beside print."""
+    printed = {(d, c, m) for d, c, m, _ in table.printed}
+    return {
+        (d, c, m, measure.name)
+        for d in table.keys("datasets")
+        for c in table.keys("conditions")
+        for m in table.keys("methods")
+        for measure in table.measures
+        if (d, c, m) not in printed
+    }
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_has_a_command_with_help(name: str) -> None:
+    told = output("vision", "benchmark", name, "--help")
+    table = read_table(name)
+    assert table.axis["option"] in told or len(table.conditions) == 1
+    for hint in table.hints:
+        assert hint.startswith(f"recdenoise vision benchmark {name}")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_shorter_trial_keeps_its_shape(name: str) -> None:
+    table = read_table(name)
+    whole, short = (plan.plan(table, Part(seeds=1, epochs=epochs)) for epochs in (None, 2))
+    for long, brief in zip(whole, short, strict=True):
+        assert brief.settings.options.epochs == 2
+        assert brief.settings.options.milestones == long.settings.options.milestones
+        share = 2 / long.settings.options.epochs
+        for option in brief.entry.in_epochs:
+            was, now = getattr(long.settings.config, option), getattr(brief.settings.config, option)
+            assert now == max(1, round(share * was))
+
+
+CONTENT: dict[str, Any] = {
+    "title": "A table",
+    "source": "nowhere",
+    "summary": "A table.",
+    "columns": {"datasets": "data", "conditions": ["noise", "ratio"], "methods": "method"},
+    "seeds": 2,
+    "datasets": {"mnist": {}, "cifar10": {"network": "resnet20"}},
+    "axis": {"name": "noise", "title": "noise", "option": "--noise"},
+    "conditions": {
+        "sym-0.2": {
+            "printed": ["symmetric", 0.2],
+            "title": "symmetric 20%",
+            "noise": "symmetric-other:0.2",
+            "for": [{"methods": ["co"], "method_options": {"noise_rate": 0.2}}],
+        },
+        "worse": {"printed": ["human", ""], "noise": "none"},
+    },
+    "measures": [{"name": "test", "end": "last"}],
+    "network": "mlp",
+    "valid": 0.1,
+    "options": {"epochs": 20, "lr": 0.1},
+    "methods": {
+        "plain": {"title": "CE", "method": "normal"},
+        "co": {
+            "title": "Co",
+            "method": "co_teaching",
+            "method_options": {"gradual_epochs": 10},
+            "in_epochs": ["gradual_epochs"],
+        },
+        "co_again": {"title": "Co*", "runs_of": "co"},
+        "once": {"title": "Once", "method": "gce", "once": True, "noise": "none"},
+        "other": {"title": "Other", "absent": "its code was never published"},
+    },
+    "required": {"points": 2.0, "ahead": {"method": "co", "over": ["plain"]}},
+}
+PRINT = [
+    {"data": data, "noise": noise, "ratio": ratio, "method": method, "accuracy": str(value), "std": "0.5"}
+    for data in ("mnist", "cifar10")
+    for noise, ratio in (("symmetric", "0.20"), ("human", ""))
+    for method, value in (("CE", 80.0), ("Co", 90.0), ("Co*", 91.0), ("Once", 70.0), ("Other", 60.0))
+]
+
+
+def made(**changes: Any) -> Table:
+    return parse_table("a-table", {**CONTENT, **changes}, PRINT)
+
+
+def test_entries_add_up_and_the_later_wins() -> None:
+    cells = {cell.group: cell for cell in plan.plan(made(), Part(seeds=1))}
+    assert len(cells) == 2 * 2 * 4
+    co = cells["cifar10", "sym-0.2", "co"].settings
+    assert (co.method.name, co.network, co.noise, co.valid) == ("co_teaching", "resnet20", "symmetric-other:0.2", 0.1)
+    assert (co.config.to_dict()["noise_rate"], co.options.epochs, co.options.rate) == (0.2, 20, 0.1)
+    assert cells["mnist", "worse", "co"].settings.config.to_dict()["noise_rate"] == 0.2  # the method's own default
+    assert cells["mnist", "worse", "plain"].settings.noise is None
+    assert cells["mnist", "sym-0.2", "plain"].name == "mnist-sym-0.2-plain-lr0.1-0"
+
+
+def test_one_run_answers_to_several_cells() -> None:
+    cells = plan.plan(made(), Part(datasets=("mnist",), seeds=1))
+    of = {method: {c.name for c in cells if c.method == method} for method in ("co", "co_again", "once")}
+    assert of["co"] == of["co_again"]
+    assert of["once"] == {"mnist-once-lr0.1-0"}
+    assert len(jobs.jobs_of(cells, Path("nowhere"))) == 2 + 2 + 1  # plain and co by noise, once
+
+
+def fake(cells: list[Cell], out: Path, accuracy: dict[str, float]) -> None:
+    """What runs leave that a report reads."""
+    for cell in cells:
+        ends = {"best_val": {"accuracy": accuracy[cell.method] - 0.1}, "last": {"accuracy": accuracy[cell.method]}}
+        record = {"method": cell.method, "seed": cell.settings.seed, "test": ends, "device": "a GPU", "valid": ends}
+        record |= {"noise": {"rate": 0.2}, "seconds": {"train": 10.0}, "versions": {"torch": "9"}}
+        record |= {"images": {"train": 100, "valid": 10}, "dataset": cell.settings.dataset}
+        folder = out / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(record))
+        (folder / "model.pt").write_bytes(b"")
+
+
+def test_print_stands_beside_ours_also_where_nothing_is_run(tmp_path: Path) -> None:
+    table, part = made(), Part(datasets=("mnist",), seeds=2, epochs=5)
+    cells = plan.plan(table, part)
+    fake(cells, tmp_path / "out", {"plain": 0.79, "co": 0.78, "co_again": 0.78, "once": 0.9})
+    rows = {(r.condition, r.method): r for r in rows_of(table, collect(cells, tmp_path / "out"))}
+    assert rows["worse", "plain"].difference == pytest.approx(-1.0)  # of the last epoch, as the table compares
+    assert (rows["worse", "plain"].missed, rows["worse", "plain"].required) == ((), 1)
+    assert rows["worse", "co"].missed == ("12.00 points below print, 2 allowed", "not above our CE, 79.00")
+    assert (rows["worse", "other"].ours, rows["worse", "other"].seeds) == (None, ())
+    assert rows["worse", "once"].best_val == rows["sym-0.2", "once"].best_val
+    paths, lines = report.write(table, part, cells, tmp_path / "out", tmp_path / "report", ["recdenoise"])
+    text = paths[1].read_text(encoding="utf-8")
+    assert "Shown as printed only, not run here: Other: its code was never published." in text
+    assert "epochs is 5 in place of 20" in text
+    assert "gradual_epochs of Co, Co* is 2 in place of 10" in text
+    assert "| worse | Other | – | 60.00 ± 0.50 | – | – | – | printed only |" in text
+    assert "| CE | 79.00 / 80.00 | 79.00 / 80.00 |" in text
+    page = Reader(paths[0].read_text(encoding="utf-8"))
+    assert [link for link in page.loads if not link.startswith("#")] == []
+    assert "10 / 10" in page.text  # folders, not cells
+    assert lines[0] == "4 of 8 cells reach what is required of them"
+
+
+def test_declarations_that_cannot_be_are_refused() -> None:
+    for changes, said in (
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"datasets": ["mnist"]}, "none of its cells"),
+        ({"methods": {"plain": {"title": "CE", "colour": 1}}}, "colour"),
+        ({"conditions": {"sym-0.2": {"for": [{"colour": 1}]}}}, "unknown key 'colour'"),
+        ({"measures": [{"name": "x", "colour": 1}]}, "colour"),
+    ):
+        with pytest.raises((UserError, TypeError), match=said):
+            made(**changes)
+    with pytest.raises(UserError, match="twice"):
+        parse_table("a-table", CONTENT, [*PRINT, PRINT[0]])
+
+
+def test_what_cannot_be_asked_for_is_one_sentence() -> None:
+    table = made()
+    for part, said in (
+        (Part(methods=("other",)), "shown as printed only: its code was never published"),
+        (Part(methods=("plane",)), "Did you mean 'plain'"),
+        (Part(conditions=("worst",)), "Did you mean 'worse'"),
+        (Part(epochs=3, options={"epochs": 4}), "not both"),
+    ):
+        with pytest.raises(UserError, match=said):
+            plan.plan(table, part)
+    assert "Did you mean 'deca-table4'" in mistake("vision", "benchmark", "deca-tabel4")

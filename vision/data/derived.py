@@ -1,6 +1,7 @@
 """Data sets made from others, by name: ``KIND-BASE:VALUE``, with further options after commas.
 
-``framed-cifar10:v2``, ``framed-mine.npz:v4,test_bias=uniform``. The base is any name, ``.npz`` or folder that
+``framed-cifar10:v2``, ``framed-mine.npz:v4,test_bias=uniform``, ``colored-mnist:0.99``,
+``corrupted-cifar10-type1:0.95,seed=1``. The base is any name, ``.npz`` or folder that
 :func:`vision.data.load` reads.
 """
 
@@ -12,44 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from recdenoise.errors import UserError, unknown_name
-from vision.data import frames
+from vision.data import biased, frames
+from vision.data.corruptions import TYPES
 from vision.data.images import ImageData
+from vision.data.stored import once
 
 Options = Mapping[str, Any]
-Build = Callable[[ImageData, str, str, Options], ImageData]
-"""From a part of the base, the value, the part's name and the options."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One way to make a data set from another.
-
-    Attributes:
-        values: shown where a value is missing.
-        options: name -> what turns the text into the value.
-        build: makes a part.
-        check: refuses a value before any data is read.
-    """
-
-    values: str
-    options: Mapping[str, Callable[[str], Any]]
-    build: Build
-    check: Callable[[str], None]
-
-
-def _frame(data: ImageData, value: str, split: str, options: Options) -> ImageData:
-    return frames.framed(data, value, split, **options)
-
-
-def _check_frame(value: str) -> None:
-    if value not in frames.VERSIONS:
-        raise unknown_name("version of framed images", value, frames.VERSIONS)
-
-
-KINDS: dict[str, Kind] = {
-    "framed": Kind("v1 to v4", {"test_bias": str, "seed": int, "width": int}, _frame, _check_frame),
-}
-"""Every kind by the word that a name begins with."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +28,109 @@ class Derived:
     Attributes:
         kind: of :data:`KINDS`.
         base: what it is made from.
-        value: version or ratio.
+        variant: of the kind, such as ``type1``; empty where the kind has none.
+        value: version or share, in its usual form.
         options: further ones.
     """
 
     kind: str
     base: str
+    variant: str
     value: str
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The whole name again."""
+        variant = f"-{self.variant}" if self.variant else ""
         more = "".join(f",{key}={value}" for key, value in self.options.items())
-        return f"{self.kind}-{self.base}:{self.value}{more}"
+        return f"{self.kind}-{self.base}{variant}:{self.value}{more}"
 
-    def build(self, data: ImageData, split: str) -> ImageData:
-        """The part of the set that is made from this part of the base. Raises ``UserError``."""
-        made = KINDS[self.kind].build(data, self.value, split, self.options)
+    def build(self, data: ImageData, split: str, cache: Path) -> ImageData:
+        """The part of the set that is made from this part of the base; what takes long is kept under ``cache``.
+
+        Raises:
+            UserError: a base that it cannot be made from.
+        """
+        kind = KINDS[self.kind]
+        if not kind.stored:
+            return replace(kind.build(self, data, split), name=self.name)
+        key = f"{self.kind} {self.variant} {self.value} {sorted(self.options.items())}"
+        made = once(cache / slug(self.name), split, data, key, lambda: kind.build(self, data, split))
         return replace(made, name=self.name)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to make a data set from another.
+
+    Attributes:
+        form: how such a name reads.
+        example: one that does.
+        options: name -> what turns the text into the value.
+        value: brings a value into its usual form, or refuses it before any data is read.
+        build: makes a part.
+        variants: of which the base's name ends in one.
+        stored: whether parts are kept on disk.
+    """
+
+    form: str
+    example: str
+    options: Mapping[str, Callable[[str], Any]]
+    value: Callable[[str], str]
+    build: Callable[[Derived, ImageData, str], ImageData]
+    variants: tuple[str, ...] = ()
+    stored: bool = False
+
+
+def _version(text: str) -> str:
+    if text not in frames.VERSIONS:
+        raise unknown_name("version of framed images", text, frames.VERSIONS)
+    return text
+
+
+def _share(text: str) -> str:
+    return f"{biased.ratio(text):g}"
+
+
+def _frame(name: Derived, data: ImageData, split: str) -> ImageData:
+    return frames.framed(data, name.value, split, **name.options)
+
+
+def _color(name: Derived, data: ImageData, split: str) -> ImageData:
+    return biased.colored(data, float(name.value), split, **name.options)
+
+
+def _corrupt(name: Derived, data: ImageData, split: str) -> ImageData:
+    return biased.corrupted(data, name.variant, float(name.value), split, **name.options)
+
+
+KINDS: dict[str, Kind] = {
+    "framed": Kind(
+        "framed-BASE:VERSION, versions v1 to v4",
+        "framed-cifar10:v2",
+        {"test_bias": str, "seed": int, "width": int},
+        _version,
+        _frame,
+    ),
+    "colored": Kind(
+        "colored-BASE:SHARE, the share of bias-aligned images",
+        "colored-mnist:0.99",
+        {"seed": int, "severity": int},
+        _share,
+        _color,
+    ),
+    "corrupted": Kind(
+        "corrupted-BASE-TYPE:SHARE, types type1 and type2, the share of bias-aligned images",
+        "corrupted-cifar10-type1:0.95",
+        {"seed": int},
+        _share,
+        _corrupt,
+        tuple(TYPES),
+        stored=True,
+    ),
+}
+"""Every kind by the word that a name begins with."""
 
 
 def parse(text: str) -> Derived | None:
@@ -86,23 +139,19 @@ def parse(text: str) -> Derived | None:
     Raises:
         UserError: the kind is one of these, and the rest is wrong.
     """
-    kind, dash, rest = text.partition("-")
-    kind = kind.lower()
-    if kind not in KINDS or not dash:
+    word, dash, rest = text.partition("-" if "_" not in text.partition("-")[0] else "_")
+    word = word.lower()
+    if word not in KINDS or not dash:
         return None
+    kind = KINDS[word]
     front, *assignments = rest.split(",")
-    base, colon, value = front.rpartition(":")
-    if not colon or not base or not value:
-        raise UserError(
-            f"{text!r} does not say which: {kind}-BASE:VALUE, with {KINDS[kind].values} as the value, for example "
-            f"{EXAMPLES[kind]}."
-        )
-    value = value.lower()
-    KINDS[kind].check(value)
-    return Derived(kind, base, value, _options(text, kind, assignments))
-
-
-EXAMPLES = {"framed": "framed-cifar10:v2"}
+    base, _, value = front.rpartition(":")
+    variant = ""
+    if kind.variants:
+        base, _, variant = base.rpartition("-")
+    if not base or not value or variant.lower() not in (kind.variants or ("",)):
+        raise UserError(f"{text!r} is no name of {word} images: it must read {kind.form}; for example {kind.example}.")
+    return Derived(word, base, variant.lower(), kind.value(value.lower()), _options(text, word, assignments))
 
 
 def _options(text: str, kind: str, assignments: list[str]) -> dict[str, Any]:
@@ -117,7 +166,7 @@ def _options(text: str, kind: str, assignments: list[str]) -> dict[str, Any]:
         except ValueError:
             equals = ""
         if not equals or not value:
-            raise UserError(f"{text!r}: {name} must read {name}=VALUE, and the value of seed or width is a number.")
+            raise UserError(f"{text!r}: {name} must read {name}=VALUE, and seed, width and severity are whole numbers.")
     return options
 
 

@@ -81,7 +81,8 @@ def load(
         if made is not None:
             own: dict[str, Any] = {**options, "n_classes": n_classes, "layout": layout}
             base = load(made.base, split=split, root=root, download=download, **own)
-            return _agreed(made.build(base, split), **given)
+            cache = named.cache_folder() if root is None else Path(root)
+            return _agreed(made.build(base, split, cache), **given)
         name = named.canonical(text)
         if name is not None:
             return _agreed(named.load_named(name, split, root, download), **given)

@@ -77,13 +77,13 @@ def load(
         return source
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        made = derived.parse(text) if isinstance(source, str) else None
+        name = named.canonical(text)
+        made = derived.parse(name or text)
         if made is not None:
             own: dict[str, Any] = {**options, "n_classes": n_classes, "layout": layout}
             base = load(made.base, split=split, root=root, download=download, **own)
             cache = named.cache_folder() if root is None else Path(root)
             return _agreed(made.build(base, split, cache), **given)
-        name = named.canonical(text)
         if name is not None:
             return _agreed(named.load_named(name, split, root, download), **given)
         path = Path(text)

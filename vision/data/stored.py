@@ -26,7 +26,7 @@ def digest(data: ImageData, *key: object) -> str:
     found = hashlib.blake2b(repr((_FORMAT, tuple(data.images.shape), *key)).encode(), digest_size=16)
     for values in (data.images, data.labels, data.true_labels, data.attributes.get("bias")):
         if isinstance(values, torch.Tensor):
-            found.update(memoryview(values.cpu().contiguous().numpy()))
+            found.update(values.cpu().contiguous().numpy().data)
     return found.hexdigest()
 
 

@@ -25,6 +25,8 @@ from vision.methods.mixup import Mixup
 from vision.methods.mw_net import MWNet
 from vision.methods.noise_adaptation import NoiseAdaptation
 from vision.methods.pes import PES
+from vision.methods.sop import SOP
+from vision.methods.sop_plus import SOPPlus
 from vision.methods.t_revision import TRevision
 
 METHODS = Registry(
@@ -53,6 +55,8 @@ METHODS = Registry(
         MCorrection,
         DeNLL,
         PES,
+        SOP,
+        SOPPlus,
     ),
 )
 

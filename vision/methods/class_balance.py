@@ -20,3 +20,8 @@ def balance_loss(logits: Tensor, prior: Tensor) -> Tensor:
     log_p = torch.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
     mean = torch.logsumexp(log_p, dim=0) - math.log(len(logits))
     return (torch.xlogy(prior, prior) - prior * mean).sum()
+
+
+def balance_of_mean(mean: Tensor, prior: Tensor) -> Tensor:
+    """``KL(prior || mean)`` of a mean prediction ``(C,)`` of any kind; an entry counts as 1e-4 at least."""
+    return (torch.xlogy(prior, prior) - prior * mean.clamp(1e-4, 1.0).log()).sum()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from recdenoise import objectives
-from recdenoise.denoisers import Clock, Denoiser, Stage
+from recdenoise.averaging import Averaging
+from recdenoise.denoisers import Clock, Denoiser, Losses, Stage
 from recdenoise.errors import UserError
 from recdenoise.loop import Observer
 from recdenoise.task import Batch
@@ -184,6 +185,21 @@ class TestEveryHost:
         assert ours.keys() == theirs.keys()
         different = [key for key, value in ours.items() if not torch.equal(value, theirs[key])]
         assert not different
+
+
+def test_a_host_finds_the_averages_of_its_networks_by_their_names() -> None:
+    method, seen = denll(), []
+    averages = Averaging({"host.target": method.target}, 0.5)
+
+    def losses(batch: Batch, clock: Clock) -> Losses:
+        assert clock.averages is not None
+        seen.append(clock.averages.of("target"))
+        return Losses(torch.zeros(len(batch.label)))
+
+    method.host.losses = losses  # type: ignore[method-assign]
+    list(method.step(method.stages()[0], first_batch(method), Clock(0, 4, 0, 1, averages=averages)))
+    assert seen[0].keys() == method.target.state_dict().keys()
+    assert all(value is averages.mean[f"host.target.{key}"] for key, value in seen[0].items())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recdenoise.averaging import Averaging
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Optim, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
@@ -255,7 +256,8 @@ class DeNLL(Denoiser):
         return self.host.passes(self._inner(stage), epoch)
 
     def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
-        yield from self.host.step(self._inner(stage), batch, clock)
+        averages = None if clock.averages is None else HostAverages(clock.averages)
+        yield from self.host.step(self._inner(stage), batch, replace(clock, averages=averages))
 
     def edit_gradients(self, optimizer: str, clock: Clock) -> None:
         self.host.edit_gradients(optimizer, clock)
@@ -268,6 +270,16 @@ class DeNLL(Denoiser):
 
     def watched_score(self, stage: Stage) -> Call:
         return self.host.watched_score(self._inner(stage))
+
+
+class HostAverages(Averaging):
+    """The run's averages of weights, by the names that the host's modules have in the host."""
+
+    def __init__(self, averages: Averaging) -> None:
+        vars(self).update(vars(averages))  # a view: nothing is averaged twice
+
+    def of(self, name: str) -> dict[str, Tensor]:
+        return super().of(f"{PREFIX}{name}")
 
 
 class BackgroundEmbedding(nn.Module):

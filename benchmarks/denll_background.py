@@ -211,10 +211,11 @@ def one_run(variant: str, seed: int, typed: argparse.Namespace) -> Result:
         checkpoint_path=folder / "checkpoint.pt",
         **RUN,
     )
-    spent = (time.perf_counter() - started, time.process_time() - used)
+    spent, processed = time.perf_counter() - started, time.process_time() - used
     accuracy = fitted.measured["test"]["last"]["accuracy"]
-    result = Result(variant, seed, accuracy, *[0.0] * 4, *spent)
-    result = Result(**{**asdict(result), **correlations(fitted, test)})
+    result = Result(
+        variant, seed, accuracy, **correlations(fitted, test), train_seconds=spent, processor_seconds=processed
+    )
     checkpoint.write_json(done, {"settings": settings, "result": asdict(result)})
     return result
 

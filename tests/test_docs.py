@@ -82,7 +82,9 @@ def shortened(text: str) -> str:
         text += " --set epochs=1"
     if "benchmarks.vision_small" in text:
         text += " --epochs 1 --seeds 1 --methods normal elr"
-    return text + " --quick" if re.search(r"benchmarks\.(train|vision)_speed", text) else text
+    if "benchmarks.denll_background" in text:
+        text += " --epochs 1 --seeds 1 --variants ce denll"
+    return text + " --quick" if re.search(r"benchmarks\.(train_speed|vision_speed|denll_cost)", text) else text
 
 
 def run_command(command: str) -> str:

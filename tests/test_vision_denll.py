@@ -34,7 +34,7 @@ def host_options(name: str) -> dict[str, Any]:
 
 
 def denll(**options: Any) -> DeNLL:
-    method = build("denll", image_task(), options)
+    method = build("denll", image_task(), {"host": "ce", **options}, brief=False)
     assert isinstance(method, DeNLL)
     return method
 
@@ -108,7 +108,7 @@ def test_a_step_moves_the_memory_by_the_observed_labels() -> None:
 @pytest.mark.usefixtures("redraws")
 @pytest.mark.parametrize("share", [False, True])
 def test_the_memory_is_rebuilt_exactly_after_re_initialisation(share: bool) -> None:
-    method = build("denll", image_task(), {"share": share})
+    method = build("denll", image_task(), {"share": share}, brief=False)
     assert isinstance(method, DeNLL)
     first, late = method.stages()
     place = "encoder" if share else "background_encoder"
@@ -131,7 +131,7 @@ def test_the_memory_is_rebuilt_exactly_after_re_initialisation(share: bool) -> N
 
 @pytest.mark.usefixtures("redraws")
 def test_a_whole_run_with_re_initialisation() -> None:
-    loop = image_loop("denll", image_task(), epochs=2)
+    loop = image_loop("denll", image_task(), brief=False, epochs=2)
     rows = loop.run()
     assert [row["stage"] for row in rows] == ["all", "all", "late", "late"]
     scores = loop.denoiser.task.scan(loop.denoiser.score)
@@ -160,7 +160,7 @@ class TestEveryHost:
 
     def test_resumes_bit_for_bit(self, host: str, tmp_path: Path) -> None:
         options = {"host": host, "host_options": host_options(host)}
-        whole = image_loop("denll", image_task(dropout=0.3), options)
+        whole = image_loop("denll", image_task(dropout=0.3), options, brief=False)
         whole.run()
 
         class Interrupt(Observer):
@@ -173,12 +173,14 @@ class TestEveryHost:
 
         path, observer = tmp_path / "checkpoint.pt", Interrupt()
         for _ in range(2):
-            part = image_loop("denll", image_task(dropout=0.3), options, checkpoint_path=path, observer=observer)
+            part = image_loop(
+                "denll", image_task(dropout=0.3), options, brief=False, checkpoint_path=path, observer=observer
+            )
             part.resume()
             with pytest.raises(KeyboardInterrupt):
                 part.run()
             torch.manual_seed(123456)
-        last = image_loop("denll", image_task(dropout=0.3), options, checkpoint_path=path)
+        last = image_loop("denll", image_task(dropout=0.3), options, brief=False, checkpoint_path=path)
         assert last.resume()
         last.run()
         ours, theirs = last.denoiser.state_dict(), whole.denoiser.state_dict()
@@ -207,7 +209,7 @@ def test_a_host_finds_the_averages_of_its_networks_by_their_names() -> None:
     [{"share": True}, {"use_lm": False}, {"use_dim": False}, {"mask": "box"}, {"use_lm": False, "use_dim": False}],
 )
 def test_every_variant_trains(options: dict[str, Any]) -> None:
-    loop = image_loop("denll", image_task(), options, epochs=1)
+    loop = image_loop("denll", image_task(), {"host": "ce", **options}, brief=False, epochs=1)
     loop.run()
     method = loop.denoiser
     assert isinstance(method, DeNLL)
@@ -220,7 +222,7 @@ def test_every_variant_trains(options: dict[str, Any]) -> None:
 
 def test_eq5_brings_images_back_to_the_scale_0_to_1() -> None:
     augment = Augment((0.4,), (0.2,), crop_pad=0, flip=False)
-    method = build("denll", image_task(augment=augment), {"mask": "eq5"})
+    method = build("denll", image_task(augment=augment), {"mask": "eq5", "host": "ce"}, brief=False)
     assert isinstance(method, DeNLL)
     raw = method.task.source("train").images[:3]  # type: ignore[attr-defined]
     inputs = augment(raw, torch.Generator(), train=False)
@@ -234,7 +236,7 @@ def test_eq5_brings_images_back_to_the_scale_0_to_1() -> None:
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "host": ({"host": "normal"}, "Option 'host' is 'normal'; it must be one of ce"),
     "no such host": ({"host": "pess"}, "Option 'host' is 'pess'; it must be one of ce"),
-    "host's option": ({"host_options": {"temperature": 1}}, "option of denoiser ce"),
+    "host's option": ({"host_options": {"temperature": 1}}, "option of denoiser pes"),
     "host's value": ({"host_options": {"l2": -1}}, "Option 'l2' is -1.0; it must be zero or more"),
     "options": ({"host_options": 3}, "it must be a mapping or null"),
     "mask": ({"mask": "hard"}, "it must be one of soft, eq5, box"),
@@ -253,7 +255,7 @@ def test_bad_options_are_one_sentence(case: str) -> None:
 
 def test_eq5_needs_to_know_how_images_were_normalised() -> None:
     with pytest.raises(UserError, match="must have the attributes mean and std"):
-        build("denll", image_task(), {"mask": "eq5"})
+        build("denll", image_task(), {"mask": "eq5", "host": "ce"}, brief=False)
 
 
 def test_a_network_without_a_last_linear_is_refused() -> None:
@@ -261,7 +263,7 @@ def test_a_network_without_a_last_linear_is_refused() -> None:
         return nn.Sequential(nn.Conv2d(1, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     with pytest.raises(UserError, match=r"no nn\.Linear with 3 outputs"):
-        build("denll", image_task(new_model=convolutional))
+        build("denll", image_task(new_model=convolutional), {"host": "ce"}, brief=False)
 
 
 def test_it_is_for_images() -> None:
@@ -294,7 +296,9 @@ def test_any_backbone_with_a_spatial_stem(name: str) -> None:
         seed=0,
         batch_size=4,
     )
-    method = methods.get("denll")(task, {})
+    late = {"host_options": {"late": ["classifier"]}} if "mobilenet" in name else {}
+    method = methods.get("denll")(task, {"host": "pes", **late})
+    assert {"host.target.interaction"} < {name for stage in method.stages() for name in stage.reset}
     batch = first_batch(method)
     (update,) = method.step(method.stages()[0], batch, Clock(0, 1, 0, 1))
     update.reduce().backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from recdenoise.errors import UserError
 from recdenoise.options import require
 from recdenoise.task import Batch, Call, ClassTask, Loader, Pass, Task
 from vision.methods.hosting import CrossEntropy, Host
+from vision.methods.pes import PES
 from vision.networks.denll import DeNLLNetwork
 from vision.networks.interaction import class_sums
 from vision.networks.localization import Cut, Mask
@@ -27,8 +28,8 @@ REBUILD_IMAGES = 8192
 class DeNLLConfig(DenoiserConfig):
     """Options of DeNLL. The paper takes the host's network and training as they are in the host's own paper."""
 
-    host: str = "ce"
-    """The method that trains the network: ``ce`` for cross-entropy, ``pes``, ``pes_semi``, ``sop``, ``sop_plus``."""
+    host: str = "pes"
+    """The method that trains the network: ``pes``, ``pes_semi``, ``sop``, ``sop_plus``, or ``ce`` for cross-entropy."""
 
     host_options: dict | None = None  # type: ignore[type-arg]
     """Options of the host by name, as in ``{warm_epochs: 25}``; null takes the host's own."""
@@ -183,6 +184,7 @@ class DeNLL(Denoiser):
     Config = DeNLLConfig
     neutral = None
     neutral_reason = "two encoders behind a mask are another network than the host's"
+    brief: ClassVar[dict[str, Any]] = {"host": "pes", "host_options": dict(PES.brief)}
 
     def build(self, task: Task) -> None:
         host, options = self.config.read_host()

@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Loop:
         validate: measures a scorer on held-out data; needed unless every selector is ``last``.
         probe: measures it on other data, a test set for example, whenever validation does; recorded, and never used to
             choose or to stop.
+        examine: further values of the stage whenever validation looks; recorded, and never used to choose.
         checkpoint_path: where to save; ``None`` saves nothing.
         identity: plain values that a checkpoint must share with this run to be resumed.
         observer: told about progress.
@@ -55,6 +56,7 @@ class Loop:
         *,
         validate: Validation | None = None,
         probe: Validation | None = None,
+        examine: Callable[[Stage], dict[str, float]] | None = None,
         checkpoint_path: Path | None = None,
         identity: dict[str, Any] | None = None,
         observer: Observer | None = None,
@@ -63,7 +65,7 @@ class Loop:
         self.denoiser, self.task, self.config = denoiser, task, config
         self.parallel = denoiser.parallel
         self.validate, self.path, self.observer = validate, checkpoint_path, observer or Observer()
-        self.probe = probe
+        self.probe, self.examine = probe, examine
         self.identity = {"denoiser": denoiser.name, **(identity or {})}
         self.log_values = log_values or set()
         self.stages = denoiser.stages()
@@ -294,7 +296,7 @@ class Loop:
     def _evaluate(self, stage: Stage) -> bool:
         """Validate and tell the selection; returns whether training should stop."""
         wanted = self.log_values | ({self.selection.wanted} if self.selection.wanted else set())
-        if (self.validate is None or not wanted) and self.probe is None:
+        if (self.validate is None or not wanted) and self.probe is None and self.examine is None:
             return False
         if self.config.eval_steps is not None:
             self._require_finite_parameters(stage)
@@ -307,6 +309,8 @@ class Loop:
                     self.selection.observe(value, self.position.epoch, self._trained(stage))
             if self.probe is not None:
                 self._totals.probed = self.probe(score, set())
+            if self.examine is not None:
+                self._totals.examined = self.examine(stage)
         return self.selection.exhausted
 
     def _end_epoch(self, stage: Stage, epochs: int) -> None:
@@ -321,6 +325,7 @@ class Loop:
         if self.config.schedule.kind != "constant":
             row["lr"] = next(iter(self._rates.values()))
         row |= {name: value.item() / self._totals.steps for name, value in sorted(self._totals.logs.items())}
+        row |= self._totals.examined
         row |= {f"valid_{name}": value for name, value in sorted(self._totals.values.items())}
         row |= {f"test_{name}": value for name, value in sorted(self._totals.probed.items())}
         self.history.append(row)

@@ -32,5 +32,6 @@ class EpochTotals:
     steps: int = 0
     seconds: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
+    examined: dict[str, float] = field(default_factory=dict)
     probed: dict[str, float] = field(default_factory=dict)
     logs: dict[str, Tensor] = field(default_factory=dict)

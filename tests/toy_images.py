@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,9 @@ def image_task(seed: int = 1, dropout: float = 0.0, noise: float = 0.3, n: int =
     """Sixty-six noisy images in batches of sixteen, and twelve clean ones for methods that need some."""
     settings: dict[str, Any] = {"batch_size": 16, "augment": jitter, "new_model": lambda _: network(dropout), **options}
     settings.setdefault("sources", {"clean": TinyImages.draw(12, 0.0, 9)})
-    return ImageTask(TinyImages.draw(n, noise, 7), seed=seed, **settings)
+    train = TinyImages.draw(n, noise, 7)
+    biased = replace(train, attributes={"bias": torch.arange(n) // CLASSES % 2})
+    return ImageTask(biased, seed=seed, **settings)
 
 
 def held(task: ImageTask, noise: float = 0.3) -> Held:

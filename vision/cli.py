@@ -12,6 +12,7 @@ from recdenoise.errors import UserError
 from recdenoise.mistakes import Group
 from recdenoise.plugins import load_plugins
 from vision.benchmark_commands import benchmark
+from vision.bias_commands import bias_plot
 from vision.issue_commands import find_issues
 
 if TYPE_CHECKING:
@@ -242,4 +243,5 @@ def methods(plugins: tuple[str, ...]) -> None:
 
 
 vision.add_command(find_issues)
+vision.add_command(bias_plot)
 vision.add_command(benchmark)

@@ -232,6 +232,7 @@ def describe(settings: Settings, prepared: Prepared, run: Run, prepare_seconds: 
         "noise": {"spec": settings.noise, "rate": prepared.rate},
         "images": {"train": len(prepared.train), "valid": len(prepared.rows[1]), "clean": settings.clean},
         **measured,
+        "findings": run.denoiser.findings(),
         "used": run.used,
         "epochs": {stage: sum(r["stage"] == stage for r in run.history) for stage in stages},
         "seconds": {

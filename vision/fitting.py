@@ -224,6 +224,7 @@ def fit(
         "n_rows": len(learned),
         "shape": list(shape),
         "augment": {n: getattr(augment, n) for n in ("mean", "std", "crop_pad", "flip", "cutout", "policy", "frame")},
+        "attributes": {name: int(values.max()) for name, values in learned.attributes.items()},
         "class_names": None if whole.class_names is None else list(whole.class_names),
     }
     on_device = {name: data.to(device) for name, data in others.items()}
@@ -286,9 +287,11 @@ def rebuild(settings: Mapping[str, Any], model: nn.Module | None, device: str | 
         {**settings["options"], "device": device, "compile": False, "batch_size": 1, "weights": None}
     )
     n, n_classes = settings["n_rows"], settings["n_classes"]
-    # One blank image stands for all: nothing but the number of rows is asked of them.
+    # One blank image stands for all: nothing is asked of them but how many rows, classes and values there are.
     images = torch.zeros((1, *settings["shape"]), dtype=torch.uint8, device=options.torch_device())
-    blank = ImageData(images.expand(n, *settings["shape"]), torch.zeros(n, dtype=torch.int64), n_classes)
+    zeros = torch.zeros(n, dtype=torch.int64, device=images.device)
+    highest = {name: zeros.index_fill(0, zeros[-1:], most) for name, most in settings.get("attributes", {}).items()}
+    blank = ImageData(images.expand(n, *settings["shape"]), zeros, n_classes, attributes=highest)
     sources = dict.fromkeys(method.needs, blank)
     sets = Sets(blank, blank, None, sources)
     return Run(named or model, method, config, options, sets, Augment(**settings["augment"]), settings["seed"])  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from recdenoise.loop import Loop
 from recdenoise.observer import Observer
 from recdenoise.parallel import ALONE, Parallel
 from recdenoise.selection import Weights, copy_weights, load_weights
+from vision.bias_views import BIAS, BiasViews
 from vision.evaluation import Held, bias_of, measure
 from vision.models import Builder, Model
 from vision.options import TrainOptions
@@ -122,6 +123,7 @@ class Run:
             self.options.loop(self.seed, validates=validate is not None),
             validate=validate,
             probe=Held(self.task, sets.test) if probe and sets.test is not None else None,
+            examine=BiasViews(self.task, self.denoiser) if BIAS in sets.train.attributes else None,
             checkpoint_path=checkpoint_path,
             identity=identity,
             observer=observer,

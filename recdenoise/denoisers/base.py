@@ -302,6 +302,14 @@ class Denoiser(nn.Module):
             return objectives.observed_probability(logits, self.task.labels)
         return torch.sigmoid(logits)
 
+    def row_weights(self) -> Tensor | None:
+        """How much every training row counts at the moment, ``(n_rows,)``; ``None`` where no row is weighted."""
+        return None
+
+    def findings(self) -> dict[str, Any]:
+        """What the method has found out about the training rows, as plain values for a run's result."""
+        return {}
+
     # For the loop.
 
     def module(self, name: str) -> nn.Module:

@@ -13,12 +13,15 @@ from vision.methods.cdr import CDR
 from vision.methods.co_teaching import CoTeaching
 from vision.methods.cores import CORES
 from vision.methods.denll import DeNLL
+from vision.methods.dfa import DFA
 from vision.methods.dmi import DMI
 from vision.methods.elr import ELR
 from vision.methods.forward import Forward
 from vision.methods.gce import GCE
+from vision.methods.group_dro import GroupDRO
 from vision.methods.jocor import JoCoR
 from vision.methods.joint_optim import JointOptim
+from vision.methods.lff import LfF
 from vision.methods.m_correction import MCorrection
 from vision.methods.mae import MAE
 from vision.methods.mixup import Mixup
@@ -57,6 +60,9 @@ METHODS = Registry(
         PES,
         SOP,
         SOPPlus,
+        LfF,
+        DFA,
+        GroupDRO,
     ),
 )
 

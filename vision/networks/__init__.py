@@ -17,7 +17,7 @@ from torch import nn
 
 from recdenoise.errors import UserError, unknown_name
 from vision.networks.cifar_resnet import CifarResNet
-from vision.networks.plain import CNN9, MLP, ConvNet2
+from vision.networks.plain import CNN9, MLP, MLP16, MLP100, ConvNet2
 from vision.networks.pretrained import PREFIX, load_weights, torchvision_network
 from vision.networks.resnet import Basic, Bottleneck, PreAct, ResNet
 from vision.networks.small_inception import SmallInception
@@ -59,6 +59,14 @@ NETWORKS: dict[str, Network] = {
     "inception_small": Network(SmallInception, "small Inception of Zhang et al., for Figure 2"),
     "convnet2": Network(ConvNet2, "two convolutions, no norm, for Figure 2", sized=True),
     "mlp": Network(MLP, "four Linears, no norm, for Figure 2", sized=True),
+    "mlp100": Network(MLP100, "hidden layers of 100, 100, 100, for Colored MNIST (LfF)", sized=True),
+    "mlp100_code": Network(
+        partial(MLP100, divisor=255.0), "mlp100 on images divided by 255 twice, as LfF's code does", sized=True
+    ),
+    "mlp16_code": Network(
+        partial(MLP16, divisor=255.0), "mlp16 on images divided by 255 twice, as DFA's code does", sized=True
+    ),
+    "mlp16": Network(MLP16, "hidden layers of 100, 100, 16, for Colored MNIST (DFA)", sized=True),
 }
 """Every network by name."""
 

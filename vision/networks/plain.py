@@ -74,7 +74,7 @@ class ConvNet2(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four Linears on the pixels: 512, 256, 128 and the classes; no norm.
+    """Four Linears on the pixels: those of ``WIDTHS`` and the classes; no norm.
 
     Args:
         n_classes: outputs.
@@ -98,6 +98,32 @@ class MLP(nn.Module):
         """Logits ``(n, n_classes)`` of ``(n, in_channels, H, W)``."""
         check_size(self, x, self.image_size)
         return self.fc(self.layers(x.flatten(1)))
+
+
+class MLP100(MLP):
+    """Three hidden layers of 100, the network of Colored MNIST in LfF (Nam et al., NeurIPS 2020).
+
+    Args:
+        n_classes, in_channels, image_size: as of :class:`MLP`.
+        divisor: of the images, before the first layer. The authors of LfF and of DFA divide images of 0 to 1 by 255
+            once more, which makes whatever is large and simple, such as a colour, far easier than a shape.
+    """
+
+    WIDTHS = (100, 100, 100)
+
+    def __init__(self, n_classes: int, in_channels: int, image_size: tuple[int, int], divisor: float = 1.0) -> None:
+        super().__init__(n_classes, in_channels, image_size)
+        self.divisor = divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, n_classes)`` of ``(n, in_channels, H, W)``."""
+        return super().forward(x / self.divisor)
+
+
+class MLP16(MLP100):
+    """Hidden layers of 100, 100 and 16, the network of Colored MNIST in DFA (Lee et al., NeurIPS 2021)."""
+
+    WIDTHS = (100, 100, 16)
 
 
 def check_size(module: nn.Module, x: Tensor, size: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def resolve(
     Raises:
         UserError: anything that cannot work.
     """
-    from vision import networks, noise
+    from vision import noise
 
     chosen = methods.get(method)
     misplaced = [n for n in run_options or {} if n not in NAMES and n in chosen.Config.__dataclass_fields__]
@@ -129,14 +130,22 @@ def resolve(
         raise UserError(f"{misplaced[0]} is an option of the method: --set method.{misplaced[0]}=VALUE.")
     config = chosen.read_config(method_options or {})
     options = read_train_options(run_options or {})
-    with torch.device("meta"):  # the name alone is tried: nothing is drawn or stored
-        networks.build(network, 10, 3)
+    check_network(network)
     if places.get("noise") is not None:
         spec = noise.parse(places["noise"])
         places["noise"] = None if spec.kind == "none" else str(spec)  # the whole name: which symmetric, for example
     if clean is None:
         clean = CLEAN_IMAGES if "clean" in chosen.needs else 0
     return Settings(dataset, network, chosen, config, options, clean=clean, **places)
+
+
+@functools.cache
+def check_network(name: str) -> None:
+    """Try a network's name without drawing or storing anything; a grid asks for few of them often."""
+    from vision import networks
+
+    with torch.device("meta"):
+        networks.build(name, 10, 3)
 
 
 def from_dict(saved: Mapping[str, Any]) -> Settings:

@@ -132,10 +132,14 @@ def plan(table: Table, part: Part) -> list[Cell]:
     seeds = range(table.seeds if part.seeds is None else part.seeds)
     datasets = dict.fromkeys(part.datasets or table.keys("datasets"))
     for turn, (seed, condition, dataset) in enumerate(itertools.product(seeds, conditions, datasets)):
+        place = dataset_of(table, str(dataset))
         for entry, rate in itertools.product(methods, part.rates or (None,)):
-            name, settings = resolve_cell(table, part, str(dataset), condition, entry, rate, known)
-            settings = replace(settings, seed=seed)
-            cells.append(Cell(name, condition, entry, settings.options.rate, settings, turn))
+            if table.has(place, condition, entry):
+                name, settings = resolve_cell(table, part, place, condition, entry, rate, known)
+                settings = replace(settings, seed=seed)
+                cells.append(Cell(name, condition, entry, settings.options.rate, settings, turn))
+    if not cells:
+        raise UserError(f"{table.name} has no cells for these data sets, {table.axis['title']} and methods together.")
     check_names(cells)
     return cells
 
@@ -197,10 +201,19 @@ def said_of(table: Table, dataset: Entry, condition: Entry, method: Entry) -> di
     return {"method": str(own), **said}
 
 
+def dataset_of(table: Table, name: str) -> Entry:
+    """The table's data set of that name, or another one, or a file: its key is what a run is told."""
+    from vision.data import named
+
+    known = named.canonical(name)
+    entry = table.entry("datasets", name) or (table.entry("datasets", known) if known else None)
+    return entry or Entry(known or str(Path(name).resolve()), known or Path(name).stem, ())
+
+
 def resolve_cell(
     table: Table,
     part: Part,
-    dataset: str,
+    dataset: Entry,
     condition: Entry,
     method: Entry,
     rate: float | None,
@@ -215,10 +228,9 @@ def resolve_cell(
     from vision.noise import parse
     from vision.settings import resolve
 
-    entry = table.entry("datasets", dataset) or table.entry("datasets", named.canonical(dataset) or "")
-    key = str(entry.key) if entry is not None else named.canonical(dataset) or str(Path(dataset).resolve())
-    said = said_of(table, entry or Entry(key, key, ()), condition, method)
-    names = {"dataset": key, "condition": word_of(condition.key)}
+    own_data = dataset not in table.datasets
+    said = said_of(table, dataset, condition, method)
+    names = {"dataset": str(dataset.key), "condition": word_of(condition.key)}
     where = str(said.get("dataset", "{dataset}")).format(**names)
     epochs, options = said["options"].get("epochs"), {**said["options"], **part.options}
     if part.epochs is not None:
@@ -226,11 +238,10 @@ def resolve_cell(
     options |= {} if rate is None else {"lr": rate}
     own = {**said["method_options"]}
     if epochs and options["epochs"] != epochs:
-        share = options["epochs"] / epochs
-        own |= {n: max(1, round(own[n] * share)) for n in method.in_epochs if isinstance(own.get(n), int)}
+        own = shortened(own, method.in_epochs, options["epochs"] / epochs)
     own |= part.of_method.get(method.runs_of or str(method.key), {})
     valid = part.valid if part.valid is not None else said.get("valid", 0)
-    if part.valid is None and entry is None and named.canonical(where) is None and valid:
+    if part.valid is None and own_data and named.canonical(where) is None and valid:
         valid = SHARE_OF_OTHERS
     clean = None if "clean" not in said else part.clean or said["clean"]
     words = (where, part.network or said["network"], said["method"], sorted(options.items()), sorted(own.items()))
@@ -251,7 +262,19 @@ def resolve_cell(
     if said.get("noise"):
         spec = parse(str(said["noise"]).format(**names))
         told = replace(told, noise=None if spec.kind == "none" else str(spec))
-    return key if entry is not None or named.canonical(dataset) else Path(key).stem, told
+    return dataset.title if own_data else str(dataset.key), told
+
+
+def shortened(options: Mapping[str, Any], counted: Iterable[str], share: float) -> dict[str, Any]:
+    """Options with a share of the epochs that some of them count; a dot goes one level down."""
+    found = dict(options)
+    for name in counted:
+        outer, dot, inner = name.partition(".")
+        if dot:
+            found[outer] = shortened(found.get(outer) or {}, [inner], share)
+        elif isinstance(found.get(name), int):
+            found[name] = max(1, round(found[name] * share))
+    return found
 
 
 def check_names(cells: Sequence[Cell]) -> None:
@@ -281,7 +304,7 @@ def departures(table: Table, part: Part, cells: Sequence[Cell]) -> list[str]:
     groups = {(c.dataset, c.condition.key, c.method): c for c in reversed(cells)}
     total = dict.fromkeys(c.entry.title for c in cells)
     for cell in groups.values():
-        place = cell.dataset if table.entry("datasets", cell.dataset) else cell.settings.dataset
+        place = table.entry("datasets", cell.dataset) or Entry(cell.settings.dataset, cell.dataset, ())
         _, wanted = resolve_cell(table, plain, place, conditions[cell.condition.key], cell.entry, None, known)
         was, now = identity(wanted), identity(cell.settings)
         for key in now:

@@ -48,6 +48,7 @@ class Entry:
         title: its name for people.
         printed: its name in the columns of print.
         gives: what it makes of a run, and for which cells: pairs of a filter by axis and a mapping.
+        only: the cells that there are, as a filter by axis; all of them by default.
         absent: of a method: why this library does not run it; it is shown as printed.
         runs_of: of a method: another one, whose runs answer to this line of print too.
         once: of a method: its runs are the same under every condition.
@@ -60,6 +61,7 @@ class Entry:
     title: str
     printed: tuple[str, ...]
     gives: tuple[tuple[Mapping[str, tuple[Key, ...]], Mapping[str, Any]], ...] = ()
+    only: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
     absent: str = ""
     runs_of: str = ""
     once: bool = False
@@ -146,6 +148,12 @@ class Table:
         """Keys of ``datasets``, ``conditions`` or ``methods``, in order."""
         return tuple(entry.key for entry in getattr(self, axis))
 
+    def has(self, dataset: Entry, condition: Entry, method: Entry) -> bool:
+        """Whether there is such a cell."""
+        here = dict(zip(AXES, (dataset.key, condition.key, method.key), strict=True))
+        filters = [each.only for each in (dataset, condition, method)]
+        return all(here[axis] in keys for only in filters for axis, keys in only.items())
+
     def entry(self, axis: str, key: Key) -> Entry | None:
         """The entry of that key, or ``None``."""
         return next((entry for entry in getattr(self, axis) if entry.key == key), None)
@@ -228,8 +236,9 @@ def read_entries(axis: str, content: Any) -> tuple[Entry, ...]:
         printed = said.pop("printed", title if axis == "methods" else key)
         names = tuple(normal(each) for each in (printed if isinstance(printed, list) else [printed]))
         counted = tuple(said.pop("in_epochs", ()))
+        only = {name: tuple(keys) for name, keys in said.pop("only", {}).items()}
         try:
-            found.append(Entry(key, title, names, tuple(gives), in_epochs=counted, **said))
+            found.append(Entry(key, title, names, tuple(gives), in_epochs=counted, only=only, **said))
         except TypeError as error:
             raise UserError(f"{axis} {key} cannot be read: {error}.") from error
     return tuple(sharing(entry, found) for entry in found)

@@ -193,8 +193,8 @@ class Loop:
         self._totals = EpochTotals(torch.zeros((), device=device))
 
     def _train_stage(self, stage: Stage, stop: threading.Event) -> None:
-        epochs = stage.span(self.config.epochs).epochs
-        first = self.position.epoch
+        span = stage.span(self.config.epochs)
+        epochs, first = span.epochs, self.position.epoch
         while self.position.epoch < epochs and not self.selection.exhausted:
             started = time.perf_counter()  # before the loaders: drawing negatives is part of an epoch
             self._begin_epoch(stage)
@@ -208,10 +208,9 @@ class Loop:
                 loader = loaders[self.position.sweep]
                 for batch in loader.batches(self.position.step):
                     at = self.position
-                    total, within = per_epoch * epochs, at.step / len(loader)
-                    clock = Clock(
-                        at.stage_step, total, at.epoch, epochs, self._rates, at.sweep, within, self._averaging
-                    )
+                    steps, within = per_epoch * epochs, at.step / len(loader)
+                    places = (at.sweep, within, span.first, self._averaging)
+                    clock = Clock(at.stage_step, steps, at.epoch, epochs, self._rates, *places)
                     self._step(stage, batch, clock)
                     at.step += 1
                     at.stage_step += 1

@@ -58,6 +58,7 @@ class Pass:
             outer pass alone decides how long an epoch is.
         source: which of the task's data sets the rows are of; ``"train"`` is the training set.
         batch_size: examples in a batch; ``None`` takes the task's.
+        steps: of the pass; beyond its rows it goes round again in another order. ``None`` goes over the rows once.
         paired: in a stream: ``rows`` is ``(n_rows,)`` and holds the partner of each row of the outer pass.
     """
 
@@ -72,6 +73,7 @@ class Pass:
     streams: Mapping[str, Pass] = field(default_factory=dict, hash=False, compare=False)
     source: str = "train"
     batch_size: int | None = None
+    steps: int | None = None
     paired: bool = False
 
 

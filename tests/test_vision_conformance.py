@@ -75,9 +75,9 @@ class TestEveryMethod:
             for epoch in sorted({0, epochs - 1}):
                 with torch.no_grad():
                     denoiser.begin_epoch(stage, epoch)
-                for sweep in denoiser.passes(stage, epoch):
-                    for step, batch in enumerate(task.loader(sweep, (number, epoch, 0)).batches()):
-                        clock = Clock(step, 4 * epochs, epoch, epochs, dict.fromkeys(optimizers, 0.01))
+                for place, sweep in enumerate(denoiser.passes(stage, epoch)):
+                    for step, batch in enumerate(task.loader(sweep, (number, epoch, place)).batches()):
+                        clock = Clock(step, 4 * epochs, epoch, epochs, dict.fromkeys(optimizers, 0.01), place)
                         for update in denoiser.step(stage, batch, clock):
                             denoiser.zero_grad()
                             assert update.optimizer in optimizers

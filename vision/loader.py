@@ -46,6 +46,11 @@ class ImageLoader:
         self._round, self._order = -1, self.rows
 
     def __len__(self) -> int:
+        return self._round_steps if self.sweep.steps is None else self.sweep.steps
+
+    @property
+    def _round_steps(self) -> int:
+        """Steps that go over the rows once."""
         return len(self.rows) // self.size
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
@@ -60,7 +65,7 @@ class ImageLoader:
             yield self.batch(step, raw=raw)
 
     def _index(self, step: int) -> Tensor:
-        turn, at = divmod(step, len(self))
+        turn, at = divmod(step, self._round_steps)
         return self._ordered(turn)[at * self.size : (at + 1) * self.size][self.task.parallel.share(self.size)]
 
     def batch(self, step: int, partners_of: Tensor | None = None, raw: Tensor | None = None) -> Batch:

@@ -117,6 +117,7 @@ class Clock:
 
     ``rates`` are this epoch's learning rates by optimiser, for methods that step by themselves (one-step look-ahead).
     ``sweep`` is the pass of the epoch, counted from zero, and ``within`` the share of its steps that are done.
+    ``begun`` is the number of the run's epochs before a stage that is a stretch of them.
     ``averages`` are those of the weights, before this step, where the run or the stage has some.
     """
 
@@ -127,6 +128,7 @@ class Clock:
     rates: Mapping[str, float] = field(default_factory=dict)
     sweep: int = 0
     within: float = 0.0
+    begun: int = 0
     averages: Averaging | None = None
 
 

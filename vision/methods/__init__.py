@@ -14,8 +14,10 @@ from vision.methods.co_teaching import CoTeaching
 from vision.methods.cores import CORES
 from vision.methods.denll import DeNLL
 from vision.methods.dfa import DFA
+from vision.methods.dividemix import DivideMix
 from vision.methods.dmi import DMI
 from vision.methods.elr import ELR
+from vision.methods.elr_plus import ELRPlus
 from vision.methods.forward import Forward
 from vision.methods.gce import GCE
 from vision.methods.group_dro import GroupDRO
@@ -28,6 +30,7 @@ from vision.methods.mixup import Mixup
 from vision.methods.mw_net import MWNet
 from vision.methods.noise_adaptation import NoiseAdaptation
 from vision.methods.pes import PES
+from vision.methods.pes_semi import PESSemi
 from vision.methods.sop import SOP
 from vision.methods.sop_plus import SOPPlus
 from vision.methods.t_revision import TRevision
@@ -63,6 +66,9 @@ METHODS = Registry(
         LfF,
         DFA,
         GroupDRO,
+        PESSemi,
+        ELRPlus,
+        DivideMix,
     ),
 )
 

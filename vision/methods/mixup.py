@@ -35,6 +35,12 @@ def draw_share(alpha: float) -> float:
     return float(torch.distributions.Beta(alpha, alpha).sample())
 
 
+def draw_larger_share(alpha: float) -> float:
+    """The larger of a share from :func:`draw_share` and its rest: an image stays mostly itself."""
+    share = draw_share(alpha)
+    return max(share, 1.0 - share)
+
+
 def draw_partners(n: int, parallel: Parallel = ALONE) -> Tensor:
     """``(n,)`` partners in the whole batch for this process's ``n`` examples, by torch's global generator."""
     whole = n * parallel.size

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from recdenoise.denoisers.base import Optim, Stage
 from vision.methods.progressive import Progressive, ProgressiveConfig
 
 
@@ -13,10 +12,6 @@ from vision.methods.progressive import Progressive, ProgressiveConfig
 class PESConfig(ProgressiveConfig):
     """Options of PES. The paper: ResNet-18 or, for CIFAR-100, ResNet-34 with a 3x3 stem; 200 epochs of SGD 0.1, times
     0.1 at 100 and 150, batch 128, decay 1e-4, a tenth of the images for validation."""
-
-    refine_late: bool = True
-    """Whether the layers that were drawn anew go on learning in ``refine``. False leaves them as the refits left them,
-    as in the authors' code, whose optimiser does not know them."""
 
 
 class PES(Progressive):
@@ -42,10 +37,3 @@ class PES(Progressive):
         "refit_rows": "all",
         "late": ["1"],
     }
-
-    def optimizers(self, stage: Stage) -> dict[str, Optim]:
-        declared = super().optimizers(stage)
-        if stage.name != "refine" or self.config.refine_late:
-            return declared
-        early = {f"target.{name}": self.config.l2 for name in self.layers.early}
-        return {"target": replace(declared["target"], modules=early)}

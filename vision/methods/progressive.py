@@ -5,7 +5,7 @@ Source: Bai et al., *Understanding and Improving Early Stopping for Learning wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,6 +44,10 @@ class ProgressiveConfig(DenoiserConfig):
     refit_rows: Literal["agreed", "all"] = "agreed"
     """Rows that these epochs learn from: those whose label the network agrees with, or all, as in the authors' code,
     which chooses rows and then does not use them."""
+
+    refine_late: bool = True
+    """Whether the layers that were drawn anew go on learning in ``refine``. False leaves them as the refits left them,
+    as in the authors' code, whose optimiser does not know them."""
 
     late: list | None = None
     """Dotted names of the late layers; null takes the last stage of a ResNet (layer4 of ResNet-18), or the last layer
@@ -84,7 +88,8 @@ class Progressive(Host):
         if not isinstance(task, ClassTask):
             raise UserError(f"{self.title} draws layers of image classifiers anew; it is for labels of classes.")
         self.target = task.new_target(0)
-        self.layers = split_layers(self.target, task.n_classes, self.config.late)
+        late = self.config.late if self.config.refit_epochs else []  # none is asked for where none is drawn anew
+        self.layers = split_layers(self.target, task.n_classes, late)
         self.kept: Tensor
         self.register_buffer("kept", torch.ones(task.n_rows, dtype=torch.bool))
 
@@ -101,7 +106,11 @@ class Progressive(Host):
 
     def optimizers(self, stage: Stage) -> dict[str, Optim]:
         if stage.name not in REFITS:
-            return super().optimizers(stage)
+            declared = super().optimizers(stage)
+            if stage.name != "refine" or self.config.refine_late:
+                return declared
+            early = {f"target.{name}": self.config.l2 for name in self.layers.early}
+            return {"target": replace(declared["target"], modules=early)}
         modules = dict.fromkeys(stage.train, self.config.l2)
         rate = self.config.refit_lr
         return {"target": Optim(modules, algorithm="adam", lr=rate, weight_decay=0.0, schedule=Schedule())}

@@ -6,6 +6,7 @@ Sources: Berthelot et al., *MixMatch* (NeurIPS 2019); Li et al., *DivideMix* (IC
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from recdenoise import objectives
 from recdenoise.denoisers.base import DenoiserConfig
 from recdenoise.options import require
 from recdenoise.parallel import ALONE, Parallel
-from vision.methods.mixup import draw_share, mixed
+from vision.methods.mixup import draw_larger_share, mixed
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ def ramp(at: float, start: float, length: float) -> float:
     if at < start:
         return 0.0
     return min(1.0, (at - start) / length) if length else 1.0
+
+
+def sigmoid_ramp(at: float, length: float) -> float:
+    """``exp(-5 (1 - t)^2)`` with t from 0 to 1 over ``length`` epochs, then 1 (Laine and Aila, 2017)."""
+    return math.exp(-5.0 * (1.0 - ramp(at, 0.0, length)) ** 2)
 
 
 def sharpened(p: Tensor, temperature: float) -> Tensor:
@@ -134,8 +140,7 @@ def mix(
     labels = [label] * len(labelled) + ([] if guess is None else [guess] * len(unlabelled))
     inputs, target = torch.cat(views), torch.cat(labels)
     n = len(label) * len(labelled)
-    share = draw_share(alpha)
-    share = max(share, 1.0 - share)
+    share = draw_larger_share(alpha)
     if share < 1.0:
         partners = draw_stream_partners([len(view) for view in views], parallel).to(target.device)
         inputs, target = (mixed(values, partners, share, parallel) for values in (inputs, target))

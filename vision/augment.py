@@ -143,6 +143,33 @@ class Augment:
         draws = self.draw(n, images.shape[2], images.shape[3], generator) if train else Draws()
         return self.apply(images, draws if len(images) == n else draws.of(share))
 
+    def masked(
+        self, images: Tensor, masks: Tensor, generator: torch.Generator, train: bool, n: int, share: slice
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`part`, with masks that are cropped, mirrored and warped as their images are.
+
+        Args:
+            images: ``(m, C, H, W)`` uint8.
+            masks: ``(m, 1, H, W)`` uint8; 255 becomes 1. What comes in from outside an image is 0.
+            generator, train, n, share: as for :meth:`part`.
+
+        Returns:
+            ``(m, C, H, W)`` and ``(m, 1, H, W)`` float32.
+        """
+        self._check(images)
+        draws = self.draw(n, images.shape[2], images.shape[3], generator) if train else Draws()
+        mine, edge = draws if len(images) == n else draws.of(share), self.frame
+        moved, height, width = masks.clone() if edge else masks, masks.shape[2], masks.shape[3]
+        within = (..., slice(edge, height - edge), slice(edge, width - edge))
+        inner = self._moved(masks[within], mine)
+        if mine.policy is not None:
+            inner = self._table(*inner.shape[2:]).apply(inner, mine.policy.geometric())
+        if edge:
+            moved[within] = inner
+        else:
+            moved = inner
+        return self.apply(images, mine), moved.to(torch.float32).div_(255)
+
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != len(self.mean):
             raise UserError(
@@ -179,10 +206,7 @@ class Augment:
 
     def _apply(self, images: Tensor, draws: Draws) -> Tensor:
         """As :meth:`apply`, for images of which everything is content."""
-        if draws.top is not None and draws.left is not None:
-            images = crop(images, draws.top, draws.left, self.crop_pad, self.pad_mode)
-        if draws.flip is not None:
-            images = torch.where(_column(draws.flip, images), images.flip(3), images)
+        images = self._moved(images, draws)
         if draws.policy is not None:
             images = self._table(images.shape[2], images.shape[3]).apply(images, draws.policy)
         shift, scale = _scale(self.mean, self.std, images.device)
@@ -190,6 +214,14 @@ class Augment:
         if draws.hole_y is not None and draws.hole_x is not None:
             floats.masked_fill_(holes(floats, draws.hole_y, draws.hole_x, self.cutout), 0.0)
         return floats
+
+    def _moved(self, images: Tensor, draws: Draws) -> Tensor:
+        """Cropped and mirrored, still uint8."""
+        if draws.top is not None and draws.left is not None:
+            images = crop(images, draws.top, draws.left, self.crop_pad, self.pad_mode)
+        if draws.flip is not None:
+            images = torch.where(_column(draws.flip, images), images.flip(3), images)
+        return images
 
     def _table(self, height: int, width: int) -> PolicyTable:
         return policy_table(self.policy or "", height, width, self.num_ops, self.magnitude)

@@ -63,6 +63,9 @@ def vision() -> None:
 )
 @click.option("--images", type=int, default=None, help="Use only so many training images.  [default: all]")
 @click.option("--root", default=None, help="Folder of data sets.  [default: $RECDENOISE_DATA/vision, the cache]")
+@click.option("--masks", default=None, metavar="PATH", help="Folder or .npz of masks of the images' contents.")
+@click.option("--image-size", type=int, default=None, help="Side that images of a folder are brought to.")
+@click.option("--workers", type=int, default=None, help="Processes that read a folder ahead.  [default: threads]")
 @click.option("--epochs", type=int, default=None, help="Sweeps over the training set in a stage.  [default: 120]")
 @click.option(
     "--amp", type=click.Choice(["fp32", "bf16"]), default=None, help="Precision of networks.  [default: fp32]"
@@ -148,6 +151,8 @@ def plan(resume: str | None, given: dict[str, Any], out: Path | None) -> tuple[S
     valid = given.get("valid")
     if valid is not None and valid >= 1 and valid == int(valid):
         given["valid"] = int(valid)
+    if given.get("masks") is not None:
+        given["masks"] = str(Path(given["masks"]).resolve())
     places = {name: value for name, value in given.items() if value is not None}
     settings = resolve(**names, run_options=run_options, method_options=method_options, **places)
     if out is None:

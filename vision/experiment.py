@@ -65,7 +65,7 @@ def prepare(settings: Settings) -> Prepared:
     Raises:
         UserError: data that is absent or broken, or parts that leave nothing to train on.
     """
-    whole = image_data.load(settings.dataset, root=settings.root)
+    whole = image_data.load(settings.dataset, **settings.reading)
     rows = torch.arange(len(whole))
     if settings.images is not None:
         if settings.images > len(whole):
@@ -117,7 +117,7 @@ def test_parts(settings: Settings, whole: ImageData) -> tuple[ImageData | None, 
     what the source calls ``test_NAME``."""
     found = {}
     for split in image_data.test_splits(settings.dataset):
-        found[split] = image_data.load(settings.dataset, split=split, root=settings.root, n_classes=whole.n_classes)
+        found[split] = image_data.load(settings.dataset, split=split, n_classes=whole.n_classes, **settings.reading)
     test = found.pop("test", None)
     named = {split.removeprefix("test_"): part for split, part in found.items()}
     return test, {**({} if test is None else bias.parts(test)), **named}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,17 @@ from recdenoise.errors import UserError
 from recdenoise.task import Batch, Pass
 
 if TYPE_CHECKING:
+    from vision.isolation import Isolation
     from vision.task import ImageTask
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read from files for a batch ahead of its use; ``None`` for what is in memory."""
+
+    images: Tensor | None = None
+    masks: Tensor | None = None
+    streams: Mapping[str, Read] = field(default_factory=dict)
 
 
 class ImageLoader:
@@ -55,38 +67,71 @@ class ImageLoader:
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         steps = range(start, len(self))
-        if isinstance(self.data.images, Tensor):
-            for step in steps:
-                yield self.batch(step)
-            return
-        # Files are read ahead of their use, by as many workers as the folder has.
-        ahead = self.data.images.batches([self._index(step) for step in steps])
-        for step, raw in zip(steps, ahead, strict=True):
-            yield self.batch(step, raw=raw)
+        for step, read in zip(steps, self.ahead(steps), strict=True):
+            yield self.batch(step, read=read)
+
+    def ahead(self, steps: Sequence[int], partners_of: Sequence[Tensor] | None = None) -> Iterator[Read]:
+        """What the batches of some steps need of files, read by as many workers as the folder has.
+
+        Args:
+            steps: zero-based.
+            partners_of: for each step, the rows of the outer pass, which a paired stream follows.
+        """
+        if not self.reads_files:
+            return itertools.repeat(Read(), len(steps))
+        followed = [None] * len(steps) if partners_of is None else partners_of
+        orders = [self._rows_at(step, outer) for step, outer in zip(steps, followed, strict=True)]
+        own = {name: source.batches(orders) for name, source in self._files().items()}
+        streams = {name: loader.ahead(steps, orders) for name, loader in self.streams.items()}
+        return (
+            Read(**{k: next(v) for k, v in own.items()}, streams={k: next(v) for k, v in streams.items()})
+            for _ in steps
+        )
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether any image or mask of this pass or its streams is on disk."""
+        return bool(self._files()) or any(loader.reads_files for loader in self.streams.values())
+
+    def _files(self) -> dict[str, Any]:
+        stored = {"images": self.data.images}
+        if self._isolation is not None:
+            stored["masks"] = self._isolation.stored(self.data)
+        return {name: each for name, each in stored.items() if each is not None and not isinstance(each, Tensor)}
+
+    @property
+    def _isolation(self) -> Isolation | None:
+        isolation = self.task.isolation
+        return isolation if isolation is not None and isolation.training else None
+
+    def _rows_at(self, step: int, partners_of: Tensor | None) -> Tensor:
+        if self.sweep.paired and partners_of is not None:
+            return self.rows.index_select(0, partners_of)
+        return self._index(step)
 
     def _index(self, step: int) -> Tensor:
         turn, at = divmod(step, self._round_steps)
         return self._ordered(turn)[at * self.size : (at + 1) * self.size][self.task.parallel.share(self.size)]
 
-    def batch(self, step: int, partners_of: Tensor | None = None, raw: Tensor | None = None) -> Batch:
+    def batch(self, step: int, partners_of: Tensor | None = None, read: Read | None = None) -> Batch:
         """The batch of a step; beyond the pass's end it goes round again in another order.
 
         Args:
             step: zero-based.
             partners_of: rows of the outer pass, which a paired stream follows.
-            raw: the step's uint8 images where they have been read already.
+            read: what of the batch has been read from files already.
         """
-        if self.sweep.paired and partners_of is not None:
-            index = self.rows.index_select(0, partners_of)
-        else:
-            index = self._index(step)
+        index, read = self._rows_at(step, partners_of), read or Read()
         sweep, device = self.sweep, self.task.device
-        raw = self.task.fetch(self.data, index) if raw is None else raw.to(device, non_blocking=True)
+        raw = self.task.fetch(self.data, index) if read.images is None else read.images.to(device, non_blocking=True)
+        masks = None if read.masks is None else read.masks.to(device, non_blocking=True)
+        if masks is None and self._isolation is not None:
+            masks = self._isolation.masks(self.data, index, raw, keep=True)
         generator = seeds.generator(device, self.task.seed, "augment", self.name, *self.key, step)
         size = len(index) * self.task.parallel.size  # of the whole batch; a paired stream has the outer pass's
-        views = tuple(self.task.augmented(raw, generator, sweep.augment, size) for _ in range(sweep.views))
+        views = tuple(self.task.augmented(raw, generator, sweep.augment, size, masks) for _ in range(sweep.views))
         weight = None if sweep.weights is None else sweep.weights.index_select(0, index)
-        streams = {name: loader.batch(step, index) for name, loader in self.streams.items()}
+        streams = {name: loader.batch(step, index, read.streams.get(name)) for name, loader in self.streams.items()}
         label = self.labels.index_select(0, index)
         return Batch(index, views[0], label, (len(index),), weight, views if len(views) > 1 else (), streams)
 

@@ -52,6 +52,10 @@ class Policy:
     code: Tensor
     strength: Tensor
 
+    def geometric(self) -> Policy:
+        """The operations that move pixels alone, for what moves with the images: masks."""
+        return Policy(torch.where(self.code <= len(_GEOMETRIC), self.code, torch.zeros_like(self.code)), self.strength)
+
 
 @dataclass(frozen=True)
 class PolicyTable:

@@ -18,8 +18,10 @@ from recdenoise.loop import Loop
 from recdenoise.observer import Observer
 from recdenoise.parallel import ALONE, Parallel
 from recdenoise.selection import Weights, copy_weights, load_weights
+from recdenoise.task import Call
 from vision.bias_views import BIAS, BiasViews
 from vision.evaluation import Held, bias_of, measure
+from vision.isolation import Isolation
 from vision.models import Builder, Model
 from vision.options import TrainOptions
 from vision.task import Augmentation, Images, ImageTask
@@ -98,6 +100,8 @@ class Run:
         self.denoiser = method(self.task, config).to(device).eval()
         if sets.valid is None:
             check_stages(self.denoiser)
+        if self.task.isolation is not None:
+            check_masks(self.task.isolation, sets)
         self.ends: dict[str, Weights] = {}
         self.history: list[dict[str, Any]] = []
 
@@ -159,12 +163,16 @@ class Run:
         with memory_errors(self.options.batch_size):
             return self.task.scan_data(data, self.denoiser.score)
 
-    def measure(self, data: Images) -> dict[str, dict[str, float]]:
-        """``{"last": {"accuracy", "loss", ...}, "best_val": {...}}``; see :func:`vision.evaluation.measure`."""
+    def measure(self, data: Images, score: Call | None = None) -> dict[str, dict[str, float]]:
+        """``{"last": {"accuracy", "loss", ...}, "best_val": {...}}``; see :func:`vision.evaluation.measure`.
+
+        ``score`` stands in for the method's answer: one of ``partial_scores``, whose inputs carry masks.
+        """
         found, used = {}, self.used
         for end in ENDS:
             self.use(end)
-            found[end] = measure(self.logits(data), data.labels.to(self.task.device), bias_of(data))
+            logits = self.logits(data) if score is None else self.task.scan_data(data, score, masked=True)
+            found[end] = measure(logits, data.labels.to(self.task.device), bias_of(data))
         self.use(used)
         return found
 
@@ -172,9 +180,17 @@ class Run:
         """:meth:`measure` of ``test``, ``valid`` and, in ``tests``, every further part, as far as they are there."""
         sets = {"test": self.sets.test, "valid": self.sets.valid}
         found: dict[str, Any] = {name: self.measure(part) for name, part in sets.items() if part is not None}
-        if self.sets.tests:
-            found["tests"] = {name: self.measure(part) for name, part in self.sets.tests.items()}
-        return found
+        tests = {name: self.measure(part) for name, part in self.sets.tests.items()}
+        tests |= self._measure_partly()
+        return {**found, "tests": tests} if tests else found
+
+    def _measure_partly(self) -> dict[str, Any]:
+        """A method's answers to parts of the test images, where it has some and knows the parts."""
+        scores: Mapping[str, Call] = getattr(self.denoiser, "partial_scores", dict)()
+        isolation, test = self.task.isolation, self.sets.test
+        if test is None or (isolation is not None and not isolation.knows(test)):
+            return {}
+        return {name: self.measure(test, score) for name, score in scores.items()}
 
     def clean_probability(self) -> tuple[Tensor, Tensor | None]:
         """P(label is right) of the training and of the validation rows, on the CPU.
@@ -208,6 +224,16 @@ def check_stages(denoiser: Denoiser) -> None:
                 f"{denoiser.name} stops its {stage.name} by validation {stage.selector}: "
                 f"hold some images out (valid=0.2), or say {option}: last."
             )
+
+
+def check_masks(isolation: Isolation, sets: Sets) -> None:
+    """Refuse sets that lack masks which training or scoring will need. Raises ``UserError``."""
+    if isolation.training:
+        isolation.stored(sets.train)
+    if isolation.scoring:
+        for data in (sets.valid, sets.test, *sets.tests.values()):
+            if data is not None:
+                isolation.stored(data)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,10 @@ CLEAN_IMAGES = 1000
 """Trusted training images that a method gets which needs some, where no number is given."""
 
 
+FOLDER = ("masks", "image_size", "workers")
+"""Settings of how images and masks on disk are read."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """A run, resolved and checked.
@@ -36,6 +40,9 @@ class Settings:
         clean: training images whose true labels the method may learn from; they leave the training set.
         images: use only so many training images, drawn by the seed; ``None`` uses all.
         root: folder of data sets; ``None`` takes the usual places.
+        masks: folder or ``.npz`` of masks of the images' contents, see :func:`vision.data.load`; ``None`` for none.
+        image_size: side that the images of a folder are brought to; ``None`` where all are of one size.
+        workers: processes that decode the images of a folder ahead.
     """
 
     dataset: str
@@ -49,15 +56,20 @@ class Settings:
     clean: int = 0
     images: int | None = None
     root: str | None = None
+    masks: str | None = None
+    image_size: int | None = None
+    workers: int = 0
 
     def __post_init__(self) -> None:
         require(self.valid >= 0, "valid", self.valid, "zero or more")
         require(self.clean >= 0, "clean", self.clean, "zero or more")
         require(self.images is None or self.images >= 2, "images", self.images, "2 or more")
+        require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "1 or more")
+        require(self.workers >= 0, "workers", self.workers, "zero or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types: what ``config.yaml`` holds. :func:`from_dict` reads it back."""
-        places = ("dataset", "network", "noise", "seed", "valid", "clean", "images", "root")
+        places = ("dataset", "network", "noise", "seed", "valid", "clean", "images", "root", *FOLDER)
         return {
             "backend": "vision",
             **{name: getattr(self, name) for name in places},
@@ -65,14 +77,22 @@ class Settings:
             "options": self.options.to_dict(),
         }
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How :func:`vision.data.load` is to read the data set."""
+        return {"root": self.root, **{name: getattr(self, name) for name in FOLDER}}
+
     def identity(self, version: str) -> dict[str, Any]:
         """What a checkpoint must share with a run to be continued by it."""
         flat = self.to_dict()
         flat |= {f"option {key}": value for key, value in flat.pop("options").items()}
         flat |= {f"option method.{key}": value for key, value in flat.pop("method").items() if key != "name"}
         # What makes a run faster or keeps it elsewhere does not make it another one.
-        for name in ("root", "option device", "option checkpoint_seconds"):
+        for name in ("root", "workers", "option device", "option checkpoint_seconds"):
             flat.pop(name)
+        for name in FOLDER:  # a run that asks for none is the one that it was before there were any
+            if flat.get(name) is None:
+                flat.pop(name, None)
         return {"version": version, **flat}
 
 

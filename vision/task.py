@@ -15,6 +15,7 @@ from recdenoise.parallel import ALONE, Parallel
 from recdenoise.task import Call, Pass
 from vision.embedding import Tap, as_logits, without_head
 from vision.heads import Headed
+from vision.isolation import Isolation
 from vision.loader import ImageLoader
 
 SCAN_IMAGES = 512
@@ -53,6 +54,15 @@ class PartialAugmentation(Augmentation, Protocol):
     """One that can also augment a part of a batch as it would be augmented inside the whole one."""
 
     def part(self, images: Tensor, generator: torch.Generator, train: bool, n: int, share: slice) -> Tensor: ...
+
+
+@runtime_checkable
+class MaskedAugmentation(Augmentation, Protocol):
+    """One that can also move masks of the images as it moves the images."""
+
+    def masked(
+        self, images: Tensor, masks: Tensor, generator: torch.Generator, train: bool, n: int, share: slice
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class ImageTask:
@@ -111,6 +121,7 @@ class ImageTask:
         )
         if parallel.size > 1 and not isinstance(augment, PartialAugmentation):
             raise UserError(f"{type(augment).__name__} cannot augment a part of a batch, as several processes need.")
+        self.isolation: Isolation | None = None
         self._new_model = new_model
         self._runners: dict[tuple[int, bool, bool], tuple[nn.Module, Callable[..., Any]]] = {}
         self._head_runners: dict[int, tuple[nn.Module, Callable[..., Any]]] = {}
@@ -229,7 +240,29 @@ class ImageTask:
             return images.index_select(0, rows.to(images.device)).to(self.device, non_blocking=True)
         return images[rows].to(self.device, non_blocking=True)
 
-    def augmented(self, raw: Tensor, generator: torch.Generator, train: bool, of: int | None = None) -> Tensor:
+    def isolate(self, splitter: str, training: bool = True, scoring: bool = True) -> None:
+        """From now on inputs carry the mask of their content as a last channel, 0 to 1, moved with the image.
+
+        Args:
+            splitter: a name of :mod:`vision.splitters` other than ``pattern``.
+            training: whether the batches of passes do.
+            scoring: whether the inputs of :meth:`scan_data` do, where it is not told otherwise.
+
+        Raises:
+            UserError: an unknown splitter, or an augmentation that cannot move masks.
+        """
+        if training and not isinstance(self.augment, MaskedAugmentation):
+            raise UserError(f"{type(self.augment).__name__} cannot move masks as it moves images: it has no 'masked'.")
+        self.isolation = Isolation(splitter, training, scoring)
+
+    def augmented(
+        self,
+        raw: Tensor,
+        generator: torch.Generator,
+        train: bool,
+        of: int | None = None,
+        masks: Tensor | None = None,
+    ) -> Tensor:
         """Floats, laid out as the networks want them.
 
         Args:
@@ -237,8 +270,16 @@ class ImageTask:
             generator: of all draws.
             train: whether to augment.
             of: size of the batch that ``raw`` is this process's share of; ``None`` where it is whole.
+            masks: ``(n, 1, H, W)`` uint8, which become the last channel.
         """
-        if of is None or of == len(raw):
+        if masks is not None and not train:
+            images = torch.cat([self.augment(raw, generator, False), masks.to(torch.float32) / 255], 1)
+        elif masks is not None:
+            assert isinstance(self.augment, MaskedAugmentation)
+            n = len(raw) if of is None else of
+            share = slice(0, n) if n == len(raw) else self.parallel.share(n)
+            images = torch.cat(self.augment.masked(raw, masks, generator, train, n, share), 1)
+        elif of is None or of == len(raw):
             images = self.augment(raw, generator, train)
         else:
             assert isinstance(self.augment, PartialAugmentation)
@@ -252,8 +293,18 @@ class ImageTask:
         return self.scan_data(self.source("train"), function, rows, augment)
 
     @torch.no_grad()
-    def scan_data(self, data: Images, function: Call, rows: Tensor | None = None, augment: bool = False) -> Tensor:
-        """``function(inputs)`` for the images of any data set, in blocks, in the order of ``rows``."""
+    def scan_data(
+        self,
+        data: Images,
+        function: Call,
+        rows: Tensor | None = None,
+        augment: bool = False,
+        masked: bool | None = None,
+    ) -> Tensor:
+        """``function(inputs)`` for the images of any data set, in blocks, in the order of ``rows``.
+
+        ``masked`` says whether inputs carry masks; ``None`` leaves it to :meth:`isolate`.
+        """
         rows = torch.arange(len(data), device=self.device) if rows is None else rows.to(self.device)
         n = len(rows)
         if n == 0:
@@ -262,8 +313,14 @@ class ImageTask:
         seed = int(torch.randint(2**62, ())) if augment else 0
         generator = torch.Generator(device=self.device).manual_seed(seed)
 
+        isolation, own = self.isolation, any(data is each for each in self.sources.values())
+        if isolation is not None and not (isolation.scoring if masked is None else masked):
+            isolation = None
+
         def values(part: Tensor, of: int) -> Tensor:
-            return function(self.augmented(self.fetch(data, part), generator, augment, of))
+            raw = self.fetch(data, part)
+            masks = None if isolation is None else isolation.masks(data, part, raw, keep=own)
+            return function(self.augmented(raw, generator, augment, of, masks))
 
         def shared(block: Tensor) -> Tensor:
             """The draws are those of the whole block, so that several processes see the images that one would."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from recdenoise.errors import UserError
 from vision.data.arrays import count_classes
 from vision.data.images import ImageData
+from vision.data.masks import check_sizes, mask_files
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 DEFAULT_MEMORY = 4 << 30
@@ -41,6 +42,7 @@ def load_folder(
     skip_unreadable: bool = False,
     memory: int = DEFAULT_MEMORY,
     workers: int = 0,
+    masks: Path | None = None,
 ) -> ImageData:
     """Read ``folder/<class>/*`` or ``folder/<split>/<class>/*``; see :func:`vision.data.load` for the options.
 
@@ -80,6 +82,7 @@ def load_folder(
         memory=memory,
         workers=workers,
         name=folder.name,
+        masks=None if masks is None else mask_files(masks, base, split, paths),
     )
 
 
@@ -105,8 +108,9 @@ def from_paths(
     memory: int = DEFAULT_MEMORY,
     workers: int = 0,
     name: str = "",
+    masks: Sequence[Path] | None = None,
 ) -> ImageData:
-    """Images of a list of files; see :func:`load_folder`.
+    """Images of a list of files, perhaps with a file of each one's mask; see :func:`load_folder`.
 
     Raises:
         UserError: as :func:`load_folder`.
@@ -133,12 +137,36 @@ def from_paths(
     keep = torch.tensor([row not in bad for row in range(len(paths))])
     if bad and not bool(keep.any()):
         raise UserError(f"None of the {len(paths)} images can be read; the first: {next(iter(bad.values()))}")
-    data = ImageData(pixels, labels, count, class_names or None, None, name, notes)
+    drawn = None
+    if masks is not None:
+        drawn = _masks(masks, paths, heads, lazy, fits)
+    data = ImageData(pixels, labels, count, class_names or None, None, name, notes, masks=drawn)
     if not bad:
         return data
     shown = ", ".join(str(paths[row]) for row in sorted(bad)[:3]) + (", ..." if len(bad) > 3 else "")
     note = f"{len(bad)} of {len(paths)} images could not be read and were left out: {shown}."
     return dataclasses.replace(data.subset(keep.nonzero()[:, 0]), notes=(*notes, note))
+
+
+def _masks(
+    masks: Sequence[Path], paths: Sequence[Path], heads: Sequence[Any], images: FolderImages, fits: bool
+) -> FolderImages | Tensor:
+    """The masks of image files, of the images' size; decoded where the images are."""
+    found = _parallel(_head, masks)
+    broken = {row: head for row, head in enumerate(found) if isinstance(head, Unreadable)}
+    if broken:
+        _refuse(broken)
+    good = [row for row, head in enumerate(heads) if not isinstance(head, Unreadable)]
+    sides = [[each[row] for row in good] for each in (masks, paths)]
+    check_sizes(sides[0], [found[row][0] for row in good], sides[1], [heads[row][0] for row in good])
+    lazy = dataclasses.replace(images, paths=tuple(masks), channels=1)
+    if not fits:
+        return lazy
+    out = torch.zeros(lazy.shape, dtype=torch.uint8)
+    bad = _decode_all(lazy, out, set())
+    if bad:
+        _refuse(bad)
+    return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,8 @@ class ImageData:
             what training may mistake for the class, such as a colour: an image whose ``bias`` is its class's number is
             bias-aligned, any other bias-conflicting. ``a`` and ``b`` are the causes of a frame.
         frame: pixels on every side that are no content: augmentation leaves them where they are. 0 without a frame.
+        masks: ``(N, 1, H, W)`` uint8 or :class:`LazyImages`, 255 on an image's content and 0 on its context; ``None``
+            where nobody has drawn them.
 
     Raises:
         UserError: shapes, types or ranges that do not fit together.
@@ -75,6 +77,7 @@ class ImageData:
     notes: tuple[str, ...] = ()
     attributes: Mapping[str, Tensor] = field(default_factory=dict)
     frame: int = 0
+    masks: Tensor | LazyImages | None = None
 
     def __post_init__(self) -> None:
         if len(self.images.shape) != 4 or (isinstance(self.images, Tensor) and self.images.dtype != torch.uint8):
@@ -96,6 +99,8 @@ class ImageData:
             raise UserError(f"A frame of {self.frame} pixels leaves nothing of images of {self.shape[1:]}.")
         for name, values in self.attributes.items():
             check_attribute(values, len(self.images), name)
+        if self.masks is not None:
+            check_masks(self.masks, self.images)
 
     def _what(self) -> str:
         return self.name or "the data"
@@ -122,6 +127,7 @@ class ImageData:
             labels=self.labels.to(device),
             true_labels=None if self.true_labels is None else self.true_labels.to(device),
             attributes={name: values.to(device) for name, values in self.attributes.items()},
+            masks=None if self.masks is None else self.masks.to(device),
         )
 
     def subset(self, rows: Tensor) -> ImageData:
@@ -138,17 +144,14 @@ class ImageData:
             raise UserError(
                 f"Row {low if low < 0 else high} is not one of {self._what()}: rows are 0 to {len(self) - 1}."
             )
-        if isinstance(self.images, Tensor):
-            images: Tensor | LazyImages = self.images.index_select(0, rows.to(self.images.device))
-        else:
-            images = self.images.take(rows)
         here = rows.to(self.labels.device)
         return dataclasses.replace(
             self,
-            images=images,
+            images=_taken(self.images, rows),
             labels=self.labels.index_select(0, here),
             true_labels=None if self.true_labels is None else self.true_labels.index_select(0, here),
             attributes={name: values.index_select(0, here) for name, values in self.attributes.items()},
+            masks=None if self.masks is None else _taken(self.masks, rows),
         )
 
     def relabelled(self, labels: Tensor) -> ImageData:
@@ -184,6 +187,12 @@ class ImageData:
         return tuple((mean / 255).tolist()), tuple((deviation / 255).tolist())
 
 
+def _taken(images: Tensor | LazyImages, rows: Tensor) -> Tensor | LazyImages:
+    if isinstance(images, Tensor):
+        return images.index_select(0, rows.to(images.device))
+    return images.take(rows)
+
+
 def check_labels(labels: Tensor, n_images: int, n_classes: int, what: str) -> None:
     """Refuse labels that are not ``(n_images,)`` int64 from 0 to ``n_classes - 1``. Raises ``UserError``."""
     if labels.ndim != 1 or labels.dtype != torch.int64:
@@ -213,3 +222,14 @@ def check_attribute(values: Tensor, n_images: int, name: str) -> None:
     if bool((values < 0).any()):
         row = int((values < 0).nonzero()[0])
         raise UserError(f"The attribute {name} of row {row} is {int(values[row])}; it must be 0 or more.")
+
+
+def check_masks(masks: Tensor | LazyImages, images: Tensor | LazyImages) -> None:
+    """Refuse masks that are not ``(N, 1, H, W)`` uint8 for ``(N, C, H, W)`` images. Raises ``UserError``."""
+    n, _, height, width = images.shape
+    kind = masks.dtype if isinstance(masks, Tensor) else torch.uint8
+    if tuple(masks.shape) != (n, 1, height, width) or kind != torch.uint8:
+        raise UserError(
+            f"The masks must be a uint8 tensor of shape ({n}, 1, {height}, {width}), as the images are; they are "
+            f"{kind} of shape {tuple(masks.shape)}."
+        )

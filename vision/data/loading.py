@@ -19,6 +19,7 @@ from vision.data import derived, named
 from vision.data.arrays import Layout, as_images, as_labels, count_classes
 from vision.data.folders import DEFAULT_MEMORY, from_paths, load_folder
 from vision.data.images import ImageData
+from vision.data.masks import as_masks
 
 _IMAGE_KEYS = ("images", "x", "X", "data")
 _LABEL_KEYS = ("labels", "y", "targets", "label")
@@ -39,6 +40,7 @@ def load(
     memory: int = DEFAULT_MEMORY,
     workers: int = 0,
     download: bool = True,
+    masks: Any = None,
 ) -> ImageData:
     """Read labelled images.
 
@@ -66,6 +68,8 @@ def load(
         memory: bytes of decoded images up to which a folder is read once; a larger one is read as it is needed.
         workers: processes that decode ahead where a folder is read as it is needed.
         download: whether a named set may be downloaded.
+        masks: of the images' contents: for a folder of images a folder with a file of the same name at the same place,
+            otherwise an array or an ``.npz``, see :func:`vision.data.masks.as_masks`.
 
     Raises:
         UserError: whatever is wrong with the source, in one sentence.
@@ -73,6 +77,27 @@ def load(
     options = {"image_size": image_size, "skip_unreadable": skip_unreadable, "memory": memory, "workers": workers}
     given: dict[str, Any] = {"n_classes": n_classes, "class_names": class_names, "true_labels": true_labels}
     given["attributes"] = attributes
+    files = isinstance(masks, str | os.PathLike) and Path(masks).is_dir()
+    data = _read(source, split, root, layout, {**options, "masks": Path(masks)} if files else options, given, download)
+    if files and data.masks is None:
+        raise UserError(
+            f"{masks} is a folder of masks, and the images are no folder: give an array or an .npz of masks."
+        )
+    if masks is None or files:
+        return data
+    return dataclasses.replace(data, masks=as_masks(masks, data.images.shape, split).to(data.device))
+
+
+def _read(
+    source: Any,
+    split: str,
+    root: str | Path | None,
+    layout: Layout | None,
+    options: dict[str, Any],
+    given: dict[str, Any],
+    download: bool,
+) -> ImageData:
+    """:func:`load` without masks in arrays."""
     if isinstance(source, ImageData):
         return source
     if isinstance(source, str | os.PathLike):
@@ -80,7 +105,7 @@ def load(
         name = named.canonical(text)
         made = derived.parse(name or text)
         if made is not None:
-            own: dict[str, Any] = {**options, "n_classes": n_classes, "layout": layout}
+            own: dict[str, Any] = {**options, "n_classes": given["n_classes"], "layout": layout}
             base = load(made.base, split=split, root=root, download=download, **own)
             cache = named.cache_folder() if root is None else Path(root)
             return _agreed(made.build(base, split, cache), **given)
@@ -88,7 +113,7 @@ def load(
             return _agreed(named.load_named(name, split, root, download), **given)
         path = Path(text)
         if path.is_dir():
-            data = load_folder(path, split, **options)  # type: ignore[arg-type]
+            data = load_folder(path, split, **options)
             return _agreed(data, **given)
         if path.is_file():
             return _npz(path, split, layout, given)

@@ -10,6 +10,7 @@ from recdenoise.denoisers.normal import Normal
 from recdenoise.denoisers.r_ce import RCE
 from recdenoise.denoisers.t_ce import TCE
 from vision.methods.cdr import CDR
+from vision.methods.cit import CIT
 from vision.methods.co_teaching import CoTeaching
 from vision.methods.cores import CORES
 from vision.methods.denll import DeNLL
@@ -69,6 +70,7 @@ METHODS = Registry(
         PESSemi,
         ELRPlus,
         DivideMix,
+        CIT,
     ),
 )
 

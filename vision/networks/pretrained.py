@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from recdenoise.errors import UserError, unknown_name
 
 PREFIX = "torchvision:"
+TARGET = "target."
+"""What the names of a method's network begin with in a run's weights."""
 
 
 def torchvision_names() -> list[str]:
@@ -60,8 +62,9 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
 
     Args:
         model: changed in place.
-        path: a state dict saved by ``torch.save``, as torchvision publishes them; a dict with
-            ``state_dict`` or ``model`` in it will also do. Read without running code.
+        path: a state dict saved by ``torch.save``, as torchvision publishes them, or a dict with ``state_dict`` or
+            ``model`` in it; a finished run's folder, its ``model.pt``, or what ``FitResult.save`` wrote, whose network
+            is taken as it predicts. Read without running code.
 
     Returns:
         Names of the parameters that were not loaded.
@@ -94,6 +97,8 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
 
 
 def _state_dict(path: Path) -> Mapping[str, Any]:
+    if path.is_dir():
+        path = path / "model.pt"
     if not path.is_file():
         raise UserError(f"There is no file {path} with weights.")
     try:
@@ -102,12 +107,22 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{path} is no file of weights that torch reads safely: {str(error).splitlines()[0]}"
         ) from error
+    if isinstance(found, Mapping) and isinstance(found.get("modules"), Mapping) and "ends" in found:
+        found = _of_run(path, found["modules"])
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise UserError(f"{path} holds {type(found).__name__}, not weights by name.")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def _of_run(path: Path, modules: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The network of a run of this library among all that its method has."""
+    own = {name.removeprefix(TARGET): value for name, value in modules.items() if name.startswith(TARGET)}
+    if not own:
+        raise UserError(f"{path} holds several networks and none that is the target: save one as a state dict.")
+    return own
 
 
 def _head(model: nn.Module) -> str | None:

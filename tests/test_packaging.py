@@ -112,6 +112,8 @@ FLOORS = {
     "vision/figure_runs.py": 4,
     "vision/issue_commands.py": 4,
     "vision/issues.py": 4,
+    "vision/picture_commands.py": 4,
+    "vision/pictures": 4,
     "vision/tables": 4,
     "recdenoise/reports": 4,
     "recdenoise/cli.py": 4,

@@ -14,6 +14,7 @@ from recdenoise.plugins import load_plugins
 from vision.benchmark_commands import benchmark
 from vision.bias_commands import bias_plot
 from vision.issue_commands import find_issues
+from vision.picture_commands import picture
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -250,3 +251,4 @@ def methods(plugins: tuple[str, ...]) -> None:
 vision.add_command(find_issues)
 vision.add_command(bias_plot)
 vision.add_command(benchmark)
+vision.add_command(picture)

@@ -108,6 +108,8 @@ FLOORS = {
     "vision/train.py": 4,
     "vision/progress.py": 4,
     "vision/benchmark_commands.py": 4,
+    "vision/bias_commands.py": 4,
+    "vision/bias_plot.py": 4,
     "vision/disagreement_report.py": 4,
     "vision/figure_runs.py": 4,
     "vision/issue_commands.py": 4,

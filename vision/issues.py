@@ -142,7 +142,7 @@ def find(folder: Path, settings: Settings, prepared: Prepared, run: Run) -> Issu
         label_probability=probability[np.arange(len(given)), given],
         true=saved.get("true"),
         class_names=prepared.train.class_names,
-        files=file_names(settings.dataset, rows[order]),
+        files=file_names(settings, rows[order]),
     )
 
 
@@ -160,14 +160,15 @@ def read_labels(path: Path) -> dict[str, NDArray[Any]]:
     return found
 
 
-def file_names(dataset: str, rows: NDArray[np.int64]) -> tuple[str, ...] | None:
+def file_names(settings: Settings, rows: NDArray[np.int64]) -> tuple[str, ...] | None:
     """Names of the image files of these rows, within the folder; ``None`` for data that are no folder."""
-    from vision.data.folders import FolderImages, load_folder
+    from vision import data
+    from vision.data.folders import FolderImages
 
-    folder = Path(dataset)
+    folder = Path(settings.dataset)
     if not folder.is_dir():
         return None
-    images = load_folder(folder, memory=0).images  # looks at the files' heads alone
+    images = data.load(settings.dataset, memory=0, **settings.reading).images  # looks at the files' heads alone
     assert isinstance(images, FolderImages)
     return tuple(str(images.paths[row].relative_to(folder)) for row in rows)
 

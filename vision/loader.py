@@ -51,9 +51,11 @@ class ImageLoader:
         rows = torch.arange(len(self.data)) if sweep.rows is None else sweep.rows
         if len(rows) == 0:
             raise UserError(f"A pass over {sweep.source}{f', stream {name},' if name else ''} has no rows.")
+        if task.epoch_images is not None and sweep.source == "train" and not name:
+            rows = balanced(rows.cpu(), task.labels.cpu(), task.epoch_images, (task.seed, *key))
         self.rows = rows.to(task.device)
         self.labels = self.data.labels if sweep.labels is None else sweep.labels
-        self.size = shared_size(sweep.batch_size or task.batch_size, len(rows), task.parallel.size)
+        self.size = shared_size(sweep.batch_size or task.batch_size, len(self.rows), task.parallel.size)
         self.streams = {each: ImageLoader(task, stream, key, each) for each, stream in sweep.streams.items()}
         self._round, self._order = -1, self.rows
 
@@ -141,6 +143,27 @@ class ImageLoader:
             order = torch.randperm(len(self.rows), generator=generator, device=self.task.device)
             self._round, self._order = turn, self.rows.index_select(0, order)
         return self._order
+
+
+def balanced(rows: Tensor, labels: Tensor, number: int, key: tuple[int, ...]) -> Tensor:
+    """Some of the rows, as many of every class as of another: all of a class that has fewer.
+
+    Args:
+        rows: ``(n,)`` of the training set.
+        labels: ``(N,)`` observed labels of the training set.
+        number: rows wanted, rounded down to a multiple of the classes among ``rows``, with one a class at least.
+        key: seed, stage, epoch and pass: the same ones draw the same rows.
+
+    Returns:
+        ``(m,)`` rows in random order.
+    """
+    drawn = rows[torch.randperm(len(rows), generator=seeds.generator("cpu", *key, "balanced"))]
+    kinds, place = labels[drawn].unique(return_inverse=True)
+    order = place.argsort(stable=True)
+    counts = torch.bincount(place)
+    turn = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[place[order]]
+    rank = torch.empty_like(turn).scatter_(0, order, turn)
+    return drawn[rank < max(1, number // len(kinds))]
 
 
 def shared_size(wanted: int, n_rows: int, processes: int) -> int:

@@ -29,6 +29,9 @@ class TrainOptions:
     batch_size: int = 128
     """Images in a step."""
 
+    epoch_images: int | None = None
+    """Images of a sweep, drawn anew for each, as many of every observed class as of another; null goes over all."""
+
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimiser, where the method declares none."""
 
@@ -118,6 +121,8 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        valid = self.epoch_images is None or self.epoch_images >= self.batch_size
+        require(valid, "epoch_images", self.epoch_images, "null, or a batch or more")
         require(self.crop_pad is None or self.crop_pad >= 0, "crop_pad", self.crop_pad, "zero or more, or null")
         require(self.cutout >= 0, "cutout", self.cutout, "zero or more")
         require(math.isfinite(self.weight_decay), "weight_decay", self.weight_decay, "a number")
@@ -163,6 +168,8 @@ class TrainOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for YAML and checkpoints."""
         values = dataclasses.asdict(self)
+        if self.epoch_images is None:  # a run without it is the one that it was before the option
+            values.pop("epoch_images")
         return {**values, "milestones": list(self.milestones)}
 
 

@@ -96,6 +96,7 @@ class Run:
             compiled=options.compile,
             embedding=options.embedding,
             parallel=parallel,
+            epoch_images=options.epoch_images,
         )
         self.denoiser = method(self.task, config).to(device).eval()
         if sets.valid is None:

@@ -81,6 +81,8 @@ class ImageTask:
         compiled: compile the networks that train.
         embedding: dotted name of the layer whose output is the embedding; ``None`` takes the last Linear's input.
         parallel: the processes that share every batch and every look at the data.
+        epoch_images: rows that a sweep over the training set goes over, drawn anew for each and balanced by observed
+            class; ``None`` takes all.
 
     Raises:
         UserError: fewer images than a batch, a label outside the classes, or a model that does not fit the data.
@@ -104,6 +106,7 @@ class ImageTask:
         compiled: bool = False,
         embedding: str | None = None,
         parallel: Parallel = ALONE,
+        epoch_images: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}; it must be 1 or more.")
@@ -113,6 +116,7 @@ class ImageTask:
         self.sources: dict[str, Images] = {"train": train, **(sources or {})}
         self.labels, self.n_classes, self.n_rows = train.labels.to(self.device), train.n_classes, len(train)
         self.augment, self.seed, self.batch_size = augment, seed, batch_size
+        self.epoch_images = epoch_images
         self.precision, self.channels_last, self.compiled, self.embedding = (
             precision,
             channels_last,

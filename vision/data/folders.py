@@ -115,7 +115,7 @@ def from_paths(
     Raises:
         UserError: as :func:`load_folder`.
     """
-    wanted = _size(image_size)
+    wanted = side_lengths(image_size)
     heads = _parallel(_head, paths)
     bad = {row: head for row, head in enumerate(heads) if isinstance(head, Unreadable)}
     good = [head for head in heads if not isinstance(head, Unreadable)]
@@ -372,7 +372,8 @@ def _common_size(paths: Sequence[Path], heads: Sequence[Any]) -> tuple[int, int]
     )
 
 
-def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def side_lengths(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width of a size as given, ``None`` of none. Raises ``UserError``."""
     if image_size is None:
         return None
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

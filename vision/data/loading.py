@@ -15,7 +15,7 @@ from torch import Tensor
 from data_recipes import RecipeError
 from data_recipes.images_files import array_names, arrays
 from recdenoise.errors import UserError, unknown_name
-from vision.data import derived, named
+from vision.data import clothing1m, derived, named
 from vision.data.arrays import Layout, as_images, as_labels, count_classes
 from vision.data.folders import DEFAULT_MEMORY, from_paths, load_folder
 from vision.data.images import ImageData
@@ -52,6 +52,7 @@ def load(
               ``attribute_NAME``;
             - the path of an ``.npz`` with these arrays (``x_train``, ``y_train`` and so on also do);
             - a folder with one folder of image files a class, perhaps under ``train`` and ``test``;
+            - a folder in the layout of Clothing1M, see :mod:`vision.data.clothing1m`;
             - a torch or torchvision data set of ``(image, label)`` pairs, perhaps with a mapping ``attributes``;
             - a name, see :func:`vision.data.named.names`, or one that makes a set from another, see
               :mod:`vision.data.derived`.
@@ -112,6 +113,8 @@ def _read(
         if name is not None:
             return _agreed(named.load_named(name, split, root, download), **given)
         path = Path(text)
+        if path.is_dir() and clothing1m.lists_folder(path) is not None:
+            return _agreed(clothing1m.load_clothing1m(path, split, **options), **given)
         if path.is_dir():
             data = load_folder(path, split, **options)
             return _agreed(data, **given)
@@ -142,6 +145,8 @@ def test_splits(source: str) -> list[str]:
     if named.canonical(source) is not None:
         return ["test"]
     path = Path(source)
+    if path.is_dir() and clothing1m.lists_folder(path) is not None:
+        return ["test"]
     if path.is_dir():
         found = {each.name for each in path.iterdir() if each.is_dir()}
     elif path.is_file():

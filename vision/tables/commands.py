@@ -70,9 +70,7 @@ def options_of(table: Table) -> list[Any]:
 
     options = [list_option("--datasets", help=f"Names, or .npz files with a test part.  {words('datasets')}")]
     if len(table.conditions) > 1:
-        title = (
-            "Shares of labels drawn anew." if table.name == "deca-table4" else f"{table.axis['title'].capitalize()}."
-        )
+        title = table.axis.get("told", f"{table.axis['title'].capitalize()}.")
         options.append(list_option(table.axis["option"], "conditions", help=f"{title}  {words('conditions')}"))
     network = table.gives.get("network")
     clean = [str(entry.key) for entry in table.methods if any("clean" in gives for _, gives in entry.gives)]

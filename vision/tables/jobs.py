@@ -51,7 +51,7 @@ def words_of(cell: Cell, plugins: Sequence[str] = ()) -> tuple[str, ...]:
     words += ["--images", str(settings.images)] if settings.images is not None else []
     words += ["--root", settings.root] if settings.root is not None else []
     options = {key: value for key, value in settings.options.to_dict().items() if value is not None}
-    options |= {f"method.{key}": value for key, value in settings.config.to_dict().items() if value is not None}
+    options |= {f"method.{key}": value for key, value in settings.config.to_dict().items()}
     words += [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     return (*words, *(word for plugin in plugins for word in ("--plugin", plugin)))
 

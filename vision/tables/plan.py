@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recdenoise.errors import UserError, unknown_name
-from vision.tables.table import Entry, Key, Table
+from vision.tables.table import Entry, Key, Table, per_cent
 
 if TYPE_CHECKING:
     from vision.settings import Settings
@@ -130,9 +130,11 @@ def plan(table: Table, part: Part) -> list[Cell]:
     known: dict[str, Settings] = {}
     cells = []
     seeds = range(table.seeds if part.seeds is None else part.seeds)
-    datasets = dict.fromkeys(part.datasets or table.keys("datasets"))
+    datasets = dict.fromkeys(part.datasets or (entry.key for entry in table.datasets if not entry.absent))
     for turn, (seed, condition, dataset) in enumerate(itertools.product(seeds, conditions, datasets)):
         place = dataset_of(table, str(dataset))
+        if place.absent:
+            raise UserError(f"{place.title} is shown as printed only: {place.absent}.")
         for entry, rate in itertools.product(methods, part.rates or (None,)):
             if table.has(place, condition, entry):
                 name, settings = resolve_cell(table, part, place, condition, entry, rate, known)
@@ -162,7 +164,7 @@ def chosen_conditions(table: Table, keys: Sequence[Key]) -> list[Entry]:
         return list(table.conditions)
     others = [key for key in dict.fromkeys(chosen) if key not in table.keys("conditions")]
     found = [entry for entry in table.conditions if entry.key in chosen]
-    return [*found, *(Entry(key, f"{key:.0%}", (word_of(key),)) for key in others)]
+    return [*found, *(Entry(key, per_cent(float(key)), (word_of(key),)) for key in others)]
 
 
 def chosen_methods(table: Table, keys: Iterable[str]) -> list[Entry]:
@@ -196,17 +198,23 @@ def said_of(table: Table, dataset: Entry, condition: Entry, method: Entry) -> di
     for entry in (dataset, condition, method):
         parts += [gives for only, gives in entry.gives if all(here[axis] in keys for axis, keys in only.items())]
     for gives in parts:
-        merged = {name: {**said[name], **gives.get(name, {})} for name in ("options", "method_options")}
-        said = {**said, **gives, **merged}
+        said = merged(said, gives)
     return {"method": str(own), **said}
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings in one, the second's values over the first's; mappings within are merged alike."""
+    both = {key: (first[key], second[key]) for key in first if key in second}
+    inner = {key: merged(*pair) for key, pair in both.items() if all(isinstance(each, Mapping) for each in pair)}
+    return {**first, **second, **inner}
 
 
 def dataset_of(table: Table, name: str) -> Entry:
     """The table's data set of that name, or another one, or a file: its key is what a run is told."""
     from vision.data import named
 
-    known = named.canonical(name)
-    entry = table.entry("datasets", name) or (table.entry("datasets", known) if known else None)
+    known = name if table.entry("datasets", name) else named.canonical(name)
+    entry = table.entry("datasets", known) if known else None
     return entry or Entry(known or str(Path(name).resolve()), known or Path(name).stem, ())
 
 

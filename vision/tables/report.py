@@ -48,7 +48,7 @@ def rules(content: Content) -> list[str]:
     if apart := departures(table, part, cells):
         lines.append(f"**Not as published**, so that a gap to print may come from it: {'; '.join(apart)}.")
     lines += [note.format(held=held) for note in table.notes]
-    only = [entry for entry in table.methods if entry.absent]
+    only = [entry for entry in (*table.datasets, *table.methods) if entry.absent]
     if only:
         told = "; ".join(f"{entry.title}: {entry.absent}" for entry in only)
         lines.append(f"Shown as printed only, not run here: {told}.")

@@ -194,14 +194,17 @@ def bare(table: Table, dataset: str, condition: Entry, method: Entry, measure: M
 
 
 def print_alone(table: Table, rows: Sequence[Row]) -> list[Row]:
-    """Rows of methods that are shown as printed only, beside those that have run."""
-    places = dict.fromkeys((row.dataset, row.condition) for row in rows)
+    """Rows of methods and data sets that are shown as printed only, beside those that have run."""
+    places = list(dict.fromkeys((row.dataset, row.condition) for row in rows))
+    keys = dict.fromkeys(key for _, key in places)
+    whole = [(str(entry.key), key) for entry in table.datasets if entry.absent for key in keys]
     return [
         row
-        for dataset, key in places
+        for dataset, key in [*places, *whole]
         for method in table.methods
         for measure in table.measures
-        if method.absent and (condition := table.entry("conditions", key)) is not None
+        if method.absent or (dataset, key) in whole
+        if (condition := table.entry("conditions", key)) is not None
         if (row := bare(table, dataset, condition, method, measure)).printed is not None
     ]
 

@@ -49,7 +49,7 @@ class Entry:
         printed: its name in the columns of print.
         gives: what it makes of a run, and for which cells: pairs of a filter by axis and a mapping.
         only: the cells that there are, as a filter by axis; all of them by default.
-        absent: of a method: why this library does not run it; it is shown as printed.
+        absent: of a data set or a method: why this library does not run it; it is shown as printed.
         runs_of: of a method: another one, whose runs answer to this line of print too.
         once: of a method: its runs are the same under every condition.
         sweeps: epochs of a run, in units of its option ``epochs``.
@@ -121,7 +121,7 @@ class Table:
         gives: what every run is made of.
         measures: what is compared.
         axis: of the conditions: ``name`` (a column of reports), ``title``, ``option`` of the command, ``share`` (its
-            keys are shares, and others than the table's may be asked for), ``label`` of a plot.
+            keys are shares, and others than the table's may be asked for), ``label`` of a plot, ``told`` of the help.
         seeds: of the published numbers, and so many are run.
         required: what is asked of our numbers.
         notes: how the runs are made and what else a reader must know, a paragraph each.
@@ -232,7 +232,7 @@ def read_entries(axis: str, content: Any) -> tuple[Entry, ...]:
             gives.append((filters, take_gives(more)))
             if more:
                 raise UserError(f"{axis} {key}: a part under 'for' has the unknown key {min(more)!r}.")
-        title = str(said.pop("title", f"{key:.0%}" if isinstance(key, float) else key))
+        title = str(said.pop("title", per_cent(key) if isinstance(key, float) else key))
         printed = said.pop("printed", title if axis == "methods" else key)
         names = tuple(normal(each) for each in (printed if isinstance(printed, list) else [printed]))
         counted = tuple(said.pop("in_epochs", ()))
@@ -252,6 +252,11 @@ def sharing(entry: Entry, entries: Sequence[Entry]) -> Entry:
         if other.key == entry.runs_of:
             return replace(other, key=entry.key, title=entry.title, printed=entry.printed, runs_of=entry.runs_of)
     raise unknown_name("method whose runs are shared", entry.runs_of, [str(other.key) for other in entries])
+
+
+def per_cent(share: float) -> str:
+    """``0.995`` as ``99.5%``."""
+    return f"{100 * share:g}%"
 
 
 def normal(value: Any) -> str:

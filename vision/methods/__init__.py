@@ -9,6 +9,7 @@ from recdenoise.denoisers.itlm import ITLM
 from recdenoise.denoisers.normal import Normal
 from recdenoise.denoisers.r_ce import RCE
 from recdenoise.denoisers.t_ce import TCE
+from vision.methods.biaswap import BiaSwap
 from vision.methods.cdr import CDR
 from vision.methods.cit import CIT
 from vision.methods.co_teaching import CoTeaching
@@ -66,6 +67,7 @@ METHODS = Registry(
         SOPPlus,
         LfF,
         DFA,
+        BiaSwap,
         GroupDRO,
         PESSemi,
         ELRPlus,

@@ -13,11 +13,13 @@ from data_recipes import adressa, csv_table, market_bias, ml_100k
 from data_recipes.archive import is_archive, unpack
 from data_recipes.download import fetch
 from data_recipes.errors import MissingFiles, RecipeError
+from data_recipes.images import IMAGE_RECIPES
 from data_recipes.manifest import SUMMARY_COLUMNS, load_manifest, summary_rows, verify_folder
 from data_recipes.publish import workspace, write_folder
 from data_recipes.recipe import Folder, Job, Recipe
 
 __all__ = [
+    "IMAGE_RECIPES",
     "RECIPES",
     "SUMMARY_COLUMNS",
     "Folder",
@@ -47,9 +49,9 @@ def find_recipe(name: str) -> Recipe:
         raise RecipeError(
             "csv is a table of one's own: recdenoise data build csv --from FILE --user COLUMN --item COLUMN --out DIR."
         )
-    close = difflib.get_close_matches(str(name), RECIPES, n=1)
+    close = difflib.get_close_matches(str(name), [*RECIPES, *IMAGE_RECIPES], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise RecipeError(f"Unknown recipe {name!r}.{hint} Valid: {', '.join([*RECIPES, csv_table.NAME])}.")
+    raise RecipeError(f"Unknown recipe {name!r}.{hint} Valid: {', '.join([*RECIPES, csv_table.NAME, *IMAGE_RECIPES])}.")
 
 
 def build(

@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from data_recipes import images_files as files
+from data_recipes.download import fetch
 from data_recipes.errors import RecipeError, because
+from data_recipes.images_manifest import record
 from data_recipes.images_names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
+from data_recipes.recipe import RawFile
 
 CIFAR = "https://www.cs.toronto.edu/~kriz"
 CIFAR_N = "https://github.com/UCSC-REAL/cifar-10-100n"
@@ -249,9 +252,25 @@ def build_images(name: str, out: str | Path, source: str | Path, splits: tuple[s
             if found is None:
                 raise RecipeError(_missing(recipe, split, source))
             stem = "labels" if recipe.label_sets else split
-            done = _write(out / recipe.name / f"{stem}.npz", _read(recipe, split, found))
+            contents = _read(recipe, split, found)
+            done = _write(out / recipe.name / f"{stem}.npz", contents)
+            record(recipe, done, split, contents)
         written.append(done)
     return written
+
+
+def fetch_images(name: str, downloads: Path) -> Path:
+    """Download the publisher's files of a recipe to a folder, where they are not there yet; returns the folder.
+
+    Raises:
+        RecipeError: a server that does not answer, or labels that are read from a file at hand alone.
+    """
+    recipe = find_image_recipe(name)
+    if recipe.label_sets:
+        raise RecipeError(f"{recipe.title} is made from a file at hand: give --from; {recipe.url} publishes it.")
+    raw = [RawFile(file.name, file.url) for file in recipe.files]
+    missing = [file for file in raw if not (downloads / file.name).is_file()]
+    return fetch(missing, downloads) if missing else downloads
 
 
 def _raw_names(recipe: ImageRecipe, split: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ TABLE_OPTIONS = ("user", "item", "time", "clean", "rating", "name", "sep", "enco
 
 @click.group(cls=Group)
 def data() -> None:
-    """Build data sets from their publishers' files, or from a table of your own."""
+    """Build data sets from their publishers' files, or from a table of your own: of interactions, and of images."""
 
 
 @data.command("list")
@@ -29,6 +29,9 @@ def data_list() -> None:
     rows = [[r.name, r.title, ", ".join(r.protocols), r.licence, r.url] for r in data_recipes.RECIPES.values()]
     rows.append(["csv", "a table of your own: user, item, rating or signal", "clean", "yours", "--from FILE"])
     console().print(plain_table(["name", "data set", "protocols", "licence", "source"], rows))
+    found = data_recipes.IMAGE_RECIPES.values()
+    images = [[r.name, r.title, ", ".join(r.counts), r.licence, r.url] for r in found]
+    console().print(plain_table(["name", "images", "parts", "licence", "source"], images))
 
 
 @data.command("build")
@@ -51,10 +54,11 @@ def data_list() -> None:
 def data_build(
     name: str, out: Path, source: Path | None, protocol: tuple[str, ...], called: str | None, **table: Any
 ) -> None:
-    """Build a data set under every protocol it has.
+    """Build a data set under every protocol it has; a set of images as NAME/train.npz and NAME/test.npz.
 
     \b
     recdenoise data build ml-100k --out data
+    recdenoise data build fashion-mnist --out data
     recdenoise data build csv --from clicks.csv --user user_id --item item_id --clean "dwell > 10" --out data
     """
     import data_recipes
@@ -71,6 +75,9 @@ def data_build(
             f"{', '.join(f'--{option}' for option in given)} describe a table: they go with csv, not {name}."
         )
     screen = console()
+    if name in data_recipes.IMAGE_RECIPES:
+        build_image_set(name, out, source, protocol)
+        return
 
     def say(sentence: str) -> None:
         screen.print(f"note: {sentence}", soft_wrap=True)
@@ -86,6 +93,25 @@ def data_build(
         for note in manifest["notes"]:
             screen.print(f"note: {note}", soft_wrap=True)
         screen.print(f"wrote {folder}\n", soft_wrap=True)
+
+
+def build_image_set(name: str, out: Path, source: Path | None, protocol: tuple[str, ...]) -> None:
+    """Build a recipe of images and print what it holds. Raises ``UserError`` for options that it does not have."""
+    from data_recipes.images import build_images, fetch_images
+    from data_recipes.images_manifest import IMAGE_COLUMNS, image_rows, verify_images
+    from recdenoise.cli import console
+    from recdenoise.reports.terminal import plain_table
+
+    if protocol:
+        raise UserError(f"--protocol is for interactions; {name} is a set of images and has one form.")
+    folder = source if source is not None else fetch_images(name, out / ".downloads" / name)
+    built = build_images(name, out, folder)[0].parent
+    manifest = verify_images(built)
+    screen = console()
+    screen.print(plain_table(IMAGE_COLUMNS, image_rows(manifest), str(manifest["title"])))
+    for note in manifest["notes"]:
+        screen.print(f"note: {note}", soft_wrap=True)
+    screen.print(f"wrote {built}", soft_wrap=True)
 
 
 def table_options(given: dict[str, Any], source: Path | None) -> Any:
@@ -111,9 +137,14 @@ def data_verify(folder: str) -> None:
     recdenoise data verify ml-100k
     """
     import data_recipes
+    from data_recipes import images_manifest
     from recdenoise.cli import console
 
     for built in built_folders(folder):
+        if images_manifest.is_images(built):
+            manifest = images_manifest.verify_images(built)
+            console().print(f"{built}: {manifest['recipe']}, all files as built", soft_wrap=True)
+            continue
         manifest = data_recipes.verify_folder(built)
         console().print(
             f"{built}: {manifest['recipe']}, protocol {manifest['protocol']}, all files as built", soft_wrap=True
@@ -128,12 +159,17 @@ def built_folders(place: str) -> list[Path]:
     """
     import data_recipes
 
-    if place not in data_recipes.RECIPES or Path(place).is_dir():
-        inside = sorted(manifest.parent for manifest in Path(place).glob("*/*/manifest.json"))
+    known = place in data_recipes.RECIPES or place in data_recipes.IMAGE_RECIPES
+    if not known or Path(place).is_dir():
+        inside = [*Path(place).glob("*/*/manifest.json"), *Path(place).glob("*/manifest.json")]
+        inside = sorted(manifest.parent for manifest in inside)
         return [Path(place)] if (Path(place) / "manifest.json").is_file() or not inside else inside
     from recdenoise.recbole_adapter.dataset import cache_folder
 
-    cached = sorted(manifest.parent for manifest in (cache_folder() / place).glob(f"*/{place}/manifest.json"))
+    if place in data_recipes.IMAGE_RECIPES:
+        cached = [manifest.parent for manifest in (cache_folder() / "vision" / place).glob("manifest.json")]
+    else:
+        cached = sorted(manifest.parent for manifest in (cache_folder() / place).glob(f"*/{place}/manifest.json"))
     if not cached:
         raise UserError(
             f"{cache_folder()} has no build of {place} yet; train builds it, or recdenoise data build does."

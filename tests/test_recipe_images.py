@@ -19,6 +19,7 @@ import torch
 from data_recipes import RecipeError, images, images_files
 from data_recipes.images import IMAGE_RECIPES, ImageFile, build_images, find_image_recipe
 from recdenoise.errors import UserError
+from tests.command import mistake, run
 from vision import data
 
 RNG = np.random.default_rng(0)
@@ -61,7 +62,7 @@ def test_idx_files_become_arrays(tmp_path: Path, zipped: bool) -> None:
     assert found["labels"].tolist() == LABELS.tolist()
     stamp = train.stat().st_mtime_ns
     assert build_images("fashion-mnist", tmp_path / "out", tmp_path / "nowhere")[0].stat().st_mtime_ns == stamp
-    assert sorted(path.name for path in train.parent.iterdir()) == ["test.npz", "train.npz"]
+    assert sorted(path.name for path in train.parent.iterdir()) == ["manifest.json", "test.npz", "train.npz"]
 
 
 @pytest.mark.usefixtures("small")
@@ -229,3 +230,62 @@ def test_real_fashion_mnist_is_built_once(real_data: Path, cache: Path) -> None:
 
 FASHION_TEST_SHA256 = "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a"
 """Of the pixels of the release."""
+
+
+# On the command line
+
+
+@pytest.mark.usefixtures("small")
+def test_images_are_listed_built_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "CC BY-NC 4.0" in run("data", "list").output
+    write_idx(tmp_path / "raw", zipped=True)
+    built = run("data", "build", "mnist", "--from", str(tmp_path / "raw"), "--out", str(tmp_path / "out"))
+    assert built.exit_code == 0, built.output
+    assert "28 x 28" in built.output
+    first = (tmp_path / "out" / "mnist" / "manifest.json").read_bytes()
+    again = run("data", "build", "mnist", "--from", str(tmp_path / "raw"), "--out", str(tmp_path / "out"))
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "out" / "mnist" / "manifest.json").read_bytes() == first
+    for place in (tmp_path / "out", tmp_path / "out" / "mnist"):
+        shown = run("data", "verify", str(place))
+        assert "mnist: mnist, all files as built" in shown.output.replace("\n", "")
+    monkeypatch.setenv("RECDENOISE_CACHE", str(tmp_path / "cache"))
+    assert "has no build of mnist yet" in mistake("data", "verify", "mnist")
+    build_images("mnist", tmp_path / "cache" / "vision", tmp_path / "raw", ("train",))
+    assert run("data", "verify", "mnist").exit_code == 0
+    with (tmp_path / "cache" / "vision" / "mnist" / "train.npz").open("ab") as file:
+        file.write(b"more")
+    assert "has changed since it was built" in mistake("data", "verify", "mnist")
+
+
+@pytest.mark.usefixtures("small")
+def test_the_publishers_files_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(files: Any, folder: Path) -> Path:
+        asked.extend(file.url for file in files)
+        write_idx(folder, zipped=True)
+        return folder
+
+    monkeypatch.setattr(images, "fetch", fetch)
+    out = tmp_path / "out"
+    assert run("data", "build", "mnist", "--out", str(out)).exit_code == 0
+    assert len(asked) == 4
+    assert asked[0].endswith("train-images-idx3-ubyte.gz")
+    assert (out / ".downloads" / "mnist" / "train-images-idx3-ubyte.gz").is_file()
+    assert run("data", "build", "mnist", "--out", str(out)).exit_code == 0
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mnist", "--protocol", "clean"), "--protocol is for interactions; mnist is a set of images"),
+        (("mnist", "--user", "u"), "--user describe a table: they go with csv, not mnist"),
+        (("cifar10n",), "is made from a file at hand: give --from"),
+        (("mnits",), "Unknown recipe 'mnits'. Did you mean 'mnist'"),
+        (("mnist", "--from", "nowhere"), "does not hold train-images-idx3-ubyte.gz"),
+    ],
+)
+def test_bad_words_get_one_sentence(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert message in mistake("data", "build", *words, "--out", tmp_path)

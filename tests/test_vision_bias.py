@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch.utils.data import Subset
 
 import vision
 from recdenoise.errors import UserError
+from tests.command import run
 from vision import data
-from vision.cli import vision as command
 from vision.data import ImageData, bias
 from vision.evaluation import measure
 from vision.experiment import load, prepare, train
@@ -154,12 +153,12 @@ def test_a_run_stores_and_shows_further_parts(file: Path, tmp_path: Path) -> Non
     assert saved["tests"] == record["tests"]
     assert set(saved["tests"]["dark"]["best_val"]) >= {"accuracy", "loss"}
     assert load(tmp_path / "run")[2].measure_all()["tests"] == record["tests"]
-    shown = CliRunner().invoke(command, ["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "again.json")])
+    shown = run("vision", "evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "again.json"))
     assert shown.exit_code == 0, shown.output
     assert "test, conflicting" in shown.output
     assert "test, mean over class and bias" in shown.output
     assert json.loads((tmp_path / "again.json").read_text())["tests"] == saved["tests"]
     words = ["evaluate", str(tmp_path / "run"), "--dataset", str(file), "--json", str(tmp_path / "data.json")]
-    assert CliRunner().invoke(command, words).exit_code == 0
+    assert run("vision", *words).exit_code == 0
     parts = json.loads((tmp_path / "data.json").read_text())["tests"]
     assert parts == {name: saved["tests"][name] for name in ("aligned", "conflicting")}

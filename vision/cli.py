@@ -15,6 +15,7 @@ from vision.benchmark_commands import benchmark
 from vision.bias_commands import bias_plot
 from vision.issue_commands import find_issues
 from vision.picture_commands import picture
+from vision.show_commands import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -250,5 +251,6 @@ def methods(plugins: tuple[str, ...]) -> None:
 
 vision.add_command(find_issues)
 vision.add_command(bias_plot)
+vision.add_command(show)
 vision.add_command(benchmark)
 vision.add_command(picture)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,7 @@ def from_paths(
     workers: int = 0,
     name: str = "",
     masks: Sequence[Path] | None = None,
+    attributes: Mapping[str, Tensor] | None = None,
 ) -> ImageData:
     """Images of a list of files, perhaps with a file of each one's mask; see :func:`load_folder`.
 
@@ -140,7 +141,7 @@ def from_paths(
     drawn = None
     if masks is not None:
         drawn = _masks(masks, paths, heads, lazy, fits)
-    data = ImageData(pixels, labels, count, class_names or None, None, name, notes, masks=drawn)
+    data = ImageData(pixels, labels, count, class_names or None, None, name, notes, attributes or {}, masks=drawn)
     if not bad:
         return data
     shown = ", ".join(str(paths[row]) for row in sorted(bad)[:3]) + (", ..." if len(bad) > 3 else "")

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_recipes import RecipeError
 from data_recipes.images_files import array_names, arrays
 from recdenoise.errors import UserError, unknown_name
-from vision.data import clothing1m, derived, named
+from vision.data import biased_folders, clothing1m, derived, named
 from vision.data.arrays import Layout, as_images, as_labels, count_classes
 from vision.data.folders import DEFAULT_MEMORY, from_paths, load_folder
 from vision.data.images import ImageData
@@ -52,7 +52,8 @@ def load(
               ``attribute_NAME``;
             - the path of an ``.npz`` with these arrays (``x_train``, ``y_train`` and so on also do);
             - a folder with one folder of image files a class, perhaps under ``train`` and ``test``;
-            - a folder in the layout of Clothing1M, see :mod:`vision.data.clothing1m`;
+            - a folder in the layout of Clothing1M, see :mod:`vision.data.clothing1m`, or of bFFHQ or BAR, see
+              :mod:`vision.data.biased_folders`;
             - a torch or torchvision data set of ``(image, label)`` pairs, perhaps with a mapping ``attributes``;
             - a name, see :func:`vision.data.named.names`, or one that makes a set from another, see
               :mod:`vision.data.derived`.
@@ -110,11 +111,13 @@ def _read(
             base = load(made.base, split=split, root=root, download=download, **own)
             cache = named.cache_folder() if root is None else Path(root)
             return _agreed(made.build(base, split, cache), **given)
-        if name is not None:
+        if name is not None and name not in biased_folders.NAMES:
             return _agreed(named.load_named(name, split, root, download), **given)
-        path = Path(text)
+        path = Path(text) if name is None else named.folder_of(name, root)
         if path.is_dir() and clothing1m.lists_folder(path) is not None:
             return _agreed(clothing1m.load_clothing1m(path, split, **options), **given)
+        if path.is_dir() and biased_folders.layout(path) is not None:
+            return _agreed(biased_folders.load_biased_folder(path, split, **options), **given)
         if path.is_dir():
             data = load_folder(path, split, **options)
             return _agreed(data, **given)

@@ -15,7 +15,7 @@ from data_recipes import RecipeError
 from data_recipes.images import IMAGE_RECIPES, ImageRecipe, build_images, built_file, source_folder
 from data_recipes.images_files import arrays
 from recdenoise.errors import UserError, unknown_name
-from vision.data import derived
+from vision.data import biased_folders, derived
 from vision.data.arrays import as_images, as_labels
 from vision.data.images import ImageData
 
@@ -24,7 +24,7 @@ _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "C
 
 def names() -> list[str]:
     """Every name that :func:`load_named` takes: sets of images, and ``<labels>-<set>`` for human labels."""
-    plain = [name for name, recipe in IMAGE_RECIPES.items() if not recipe.label_sets]
+    plain = [name for name, recipe in IMAGE_RECIPES.items() if not recipe.label_sets] + list(biased_folders.NAMES)
     human = [f"{name}-{each}" for name, recipe in IMAGE_RECIPES.items() for each in recipe.label_sets]
     return plain + human
 
@@ -84,6 +84,18 @@ def load_named(name: str, split: str = "train", root: str | Path | None = None, 
     if not torch.equal(clean, data.labels):
         raise UserError(f"The labels of {base} are not in the order of the images of {data.name}: rebuild both.")
     return dataclasses.replace(data, labels=noisy, true_labels=clean, name=known)
+
+
+def folder_of(name: str, root: str | Path | None = None) -> Path:
+    """The folder of a set of :data:`vision.data.biased_folders.NAMES`. Raises ``UserError`` where there is none."""
+    for folder in _roots(root):
+        for each in (name, name.upper(), "bFFHQ"):
+            if each.lower() == name and (folder / each).is_dir():
+                return folder / each
+    raise UserError(
+        f"There is no folder {name} in any of: {_places(root)}. Its publisher has the images: "
+        f"{biased_folders.NAMES[name]}."
+    )
 
 
 def human_labels(name: str, which: str, root: str | Path | None = None) -> tuple[Tensor, Tensor]:

@@ -193,3 +193,11 @@ def test_instance_noise_reads_a_folder_in_blocks(folder: tuple[Path, list[np.nda
     root, _ = folder
     lazy, eager = (noise.make_noisy(data.load(root, memory=memory), "instance:0.4")[1] for memory in (0, 1 << 30))
     assert torch.equal(lazy.labels, eager.labels)
+
+
+def test_imagenets_val_is_the_test_part(tmp_path: Path) -> None:
+    for name in ("train/n01440764/a.JPEG", "train/n01443537/b.JPEG", "val/n01443537/c.JPEG"):
+        write(tmp_path / name, 10, 8)
+    assert data.test_splits(str(tmp_path)) == ["test"]
+    found = data.load(tmp_path, split="test", image_size=8, memory=0)
+    assert (found.labels.tolist(), found.class_names) == ([1], ("n01440764", "n01443537"))

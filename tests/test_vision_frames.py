@@ -141,6 +141,15 @@ def test_training_takes_the_frame_from_the_data(tmp_path: Path) -> None:
     assert train.subset(torch.arange(5)).frame == 4
 
 
+def test_masks_of_contents_are_context_on_the_frame() -> None:
+    base = ten_classes(1)
+    whole = data.load((base.images, base.labels), masks=np.full((10, 8, 8), 255, np.uint8))
+    masks = frames.framed(whole, "v2").masks
+    assert masks is not None
+    assert torch.equal(frames.inside(masks[:], 4), torch.full((10, 1, 8, 8), 255, dtype=torch.uint8))
+    assert int((masks[:] > 0).sum()) == 10 * 64
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     rng = np.random.default_rng(1)

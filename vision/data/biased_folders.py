@@ -17,6 +17,7 @@ import torch
 from recdenoise.errors import UserError
 from vision.data.folders import EXTENSIONS, from_paths
 from vision.data.images import ImageData
+from vision.data.masks import mask_files
 
 NAMES = {
     "bffhq": "bFFHQ (https://github.com/kakaoenterprise/Learning-Debiased-Disentangled)",
@@ -83,7 +84,9 @@ def _align(folder: Path, split: str, options: dict[str, Any]) -> ImageData:
     )
     if int(labels.max()) >= known:
         raise UserError(f"{folder / split} has the class {int(labels.max())}, which is none of {base}.")
-    return from_paths(paths, labels, names, attributes={"bias": bias}, name=folder.name, **options)
+    return from_paths(
+        paths, labels, names, attributes={"bias": bias}, name=folder.name, **_masked(folder, paths, options)
+    )
 
 
 def _numbers(paths: list[Path]) -> tuple[list[Path], torch.Tensor, torch.Tensor]:
@@ -109,7 +112,13 @@ def _flat(folder: Path, split: str, options: dict[str, Any]) -> ImageData:
     options = {**options, "image_size": options.get("image_size") or BAR_SIZE}
     number = {kind: place for place, kind in enumerate(kinds)}
     labels = torch.tensor([number[kind] for kind in found])
-    return from_paths(paths, labels, tuple(kinds), name=folder.name, **options)
+    return from_paths(paths, labels, tuple(kinds), name=folder.name, **_masked(folder, paths, options))
+
+
+def _masked(folder: Path, paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a mask's file for each image, where masks are wanted."""
+    masks = options.get("masks")
+    return options if masks is None else {**options, "masks": mask_files(masks, folder, "", paths)}
 
 
 def _kind(path: Path) -> str:

@@ -46,12 +46,16 @@ def load_folder(
 ) -> ImageData:
     """Read ``folder/<class>/*`` or ``folder/<split>/<class>/*``; see :func:`vision.data.load` for the options.
 
+    Where there are ``train`` and ``val`` and no ``test``, as in ImageNet, the part ``test`` is ``val``.
+
     Classes are numbered in the order of their names, files within a class too: the same folder gives the same rows.
 
     Raises:
         UserError: fewer than two classes, no image, an image that cannot be read, or sizes that differ.
     """
     base = folder / split if (folder / split).is_dir() else folder
+    if split == "test" and base == folder and all((folder / each).is_dir() for each in ("train", "val")):
+        split, base = "val", folder / "val"  # as ImageNet calls it
     if split != "train" and base == folder:
         raise UserError(f"{folder} has no folder {split}.")
     kinds = _class_folders(base)

@@ -182,7 +182,10 @@ def framed(
     if not (kind.hue_by_a and kind.brightness_by_a):
         attributes["bias"] = drawn.owner[a, b]
     placed = {name: values.to(data.labels.device) for name, values in attributes.items()}
-    return dataclasses.replace(data, images=images, frame=width, attributes={**data.attributes, **placed})
+    masks = data.masks
+    if masks is not None:  # a frame is context
+        masks = torch.nn.functional.pad(masks[torch.arange(len(data))], (width,) * 4)
+    return dataclasses.replace(data, images=images, frame=width, attributes={**data.attributes, **placed}, masks=masks)
 
 
 def _test_values(labels: Tensor, drawn: FramePlan, test_bias: str, seed: int, split: str) -> Tensor:

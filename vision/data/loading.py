@@ -152,6 +152,7 @@ def test_splits(source: str) -> list[str]:
         return ["test"]
     if path.is_dir():
         found = {each.name for each in path.iterdir() if each.is_dir()}
+        found |= {"test"} if {"train", "val"} <= found else set()
     elif path.is_file():
         keys = _read_npz(array_names, path)
         found = {key.removeprefix(f"{name}_") for key in keys for name in _IMAGE_KEYS}

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import vision
+from recdenoise import seeds
 from recdenoise.errors import UserError
+from recdenoise.task import Pass
+from tests.toy_images import image_task, jitter
 from vision.augment import Augment, Draws
 from vision.data import ImageData
+from vision.loader import ImageLoader
+from vision.options import read_train_options
 from vision.policies import OPERATIONS, POLICIES, Policy, policy_table, transform
+from vision.run import further_views
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -215,3 +223,31 @@ def test_digits_are_not_mirrored() -> None:
     floats = augment(batch(), seeded())
     torch.testing.assert_close(floats.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(floats.std((0, 2, 3), unbiased=False), torch.ones(3))
+
+
+def test_every_view_but_the_first_may_have_a_policy_of_its_own() -> None:
+    weak = Augment((0.5,), (0.25,), crop_pad=1, flip=False)
+    strong = dataclasses.replace(weak, policy="randaugment")
+    tasks = [image_task(augment=weak), image_task(augment=weak, further=strong)]
+    plain, split = (ImageLoader(task, Pass(views=3), (0, 0, 0)).batch(1) for task in tasks)
+    raw = tasks[0].fetch(tasks[0].source("train"), split.index)
+    generator = seeds.generator("cpu", tasks[0].seed, "augment", "", 0, 0, 0, 1)
+    for seen, augment in zip(split.views, (weak, strong, strong), strict=True):
+        assert torch.equal(seen, augment(raw, generator))
+    assert torch.equal(plain.views[0], split.views[0])
+    assert not torch.equal(plain.views[1], split.views[1])
+    assert not torch.equal(split.views[1], split.views[2])
+
+
+def test_a_run_takes_the_second_policy() -> None:
+    images = batch(24, 1, 8, 8)[:, 0].numpy()
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "valid": 0, "second_policy": "autoaugment"}
+    result = vision.fit("mlp", (images, [0, 1, 2] * 8), method="sop_plus", **options)
+    augment, further = result.run.task.augment, result.run.task.further
+    assert isinstance(augment, Augment)
+    assert augment.policy is None
+    assert further == dataclasses.replace(augment, policy="autoaugment")
+    with pytest.raises(UserError, match="Unknown augmentation policy 'fixmatch'"):
+        vision.fit("mlp", (images, [0, 1, 2] * 8), method="sop_plus", **{**options, "second_policy": "fixmatch"})
+    with pytest.raises(UserError, match="cannot change function, an augmentation of your own"):
+        further_views(jitter, read_train_options({"second_policy": "autoaugment"}))

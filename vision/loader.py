@@ -131,7 +131,9 @@ class ImageLoader:
             masks = self._isolation.masks(self.data, index, raw, keep=True)
         generator = seeds.generator(device, self.task.seed, "augment", self.name, *self.key, step)
         size = len(index) * self.task.parallel.size  # of the whole batch; a paired stream has the outer pass's
-        views = tuple(self.task.augmented(raw, generator, sweep.augment, size, masks) for _ in range(sweep.views))
+        views = tuple(
+            self.task.augmented(raw, generator, sweep.augment, size, masks, view) for view in range(sweep.views)
+        )
         weight = None if sweep.weights is None else sweep.weights.index_select(0, index)
         streams = {name: loader.batch(step, index, read.streams.get(name)) for name, loader in self.streams.items()}
         label = self.labels.index_select(0, index)

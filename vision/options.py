@@ -92,6 +92,9 @@ class TrainOptions:
     policy: str | None = None
     """An augmentation policy of torchvision: autoaugment, randaugment or trivialaugment."""
 
+    second_policy: str | None = None
+    """Policy of every view but the first, where a method compares weak and strong views; null takes `policy`."""
+
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs networks under autocast; losses stay in float32."""
 
@@ -168,8 +171,9 @@ class TrainOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for YAML and checkpoints."""
         values = dataclasses.asdict(self)
-        if self.epoch_images is None:  # a run without it is the one that it was before the option
-            values.pop("epoch_images")
+        for name in ("epoch_images", "second_policy"):  # a run without is the one that it was before the option
+            if values[name] is None:
+                values.pop(name)
         return {**values, "milestones": list(self.milestones)}
 
 

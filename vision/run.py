@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from recdenoise.observer import Observer
 from recdenoise.parallel import ALONE, Parallel
 from recdenoise.selection import Weights, copy_weights, load_weights
 from recdenoise.task import Call
+from vision.augment import Augment
 from vision.bias_views import BIAS, BiasViews
 from vision.evaluation import Held, bias_of, measure
 from vision.isolation import Isolation
@@ -97,6 +98,7 @@ class Run:
             embedding=options.embedding,
             parallel=parallel,
             epoch_images=options.epoch_images,
+            further=further_views(augment, options),
         )
         self.denoiser = method(self.task, config).to(device).eval()
         if sets.valid is None:
@@ -205,6 +207,15 @@ class Run:
             return train, None
         labels = self.sets.valid.labels.to(self.task.device)
         return train, objectives.observed_probability(self.logits(self.sets.valid), labels).float().cpu()
+
+
+def further_views(augment: Augmentation, options: TrainOptions) -> Augmentation | None:
+    """What augments every view but the first, where it is another policy. Raises ``UserError`` for an unknown one."""
+    if options.second_policy is None:
+        return None
+    if not isinstance(augment, Augment):
+        raise UserError(f"Option 'second_policy' cannot change {type(augment).__name__}, an augmentation of your own.")
+    return replace(augment, policy=options.second_policy)
 
 
 def check_method(method: type[Denoiser], config: DenoiserConfig, sets: Sets) -> None:

@@ -83,6 +83,7 @@ class ImageTask:
         parallel: the processes that share every batch and every look at the data.
         epoch_images: rows that a sweep over the training set goes over, drawn anew for each and balanced by observed
             class; ``None`` takes all.
+        further: augments every view of an image but the first; ``None`` takes ``augment``.
 
     Raises:
         UserError: fewer images than a batch, a label outside the classes, or a model that does not fit the data.
@@ -107,6 +108,7 @@ class ImageTask:
         embedding: str | None = None,
         parallel: Parallel = ALONE,
         epoch_images: int | None = None,
+        further: Augmentation | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}; it must be 1 or more.")
@@ -116,7 +118,7 @@ class ImageTask:
         self.sources: dict[str, Images] = {"train": train, **(sources or {})}
         self.labels, self.n_classes, self.n_rows = train.labels.to(self.device), train.n_classes, len(train)
         self.augment, self.seed, self.batch_size = augment, seed, batch_size
-        self.epoch_images = epoch_images
+        self.epoch_images, self.further = epoch_images, further
         self.precision, self.channels_last, self.compiled, self.embedding = (
             precision,
             channels_last,
@@ -266,6 +268,7 @@ class ImageTask:
         train: bool,
         of: int | None = None,
         masks: Tensor | None = None,
+        view: int = 0,
     ) -> Tensor:
         """Floats, laid out as the networks want them.
 
@@ -275,19 +278,21 @@ class ImageTask:
             train: whether to augment.
             of: size of the batch that ``raw`` is this process's share of; ``None`` where it is whole.
             masks: ``(n, 1, H, W)`` uint8, which become the last channel.
+            view: of the same images; the first is 0.
         """
+        augment = self.further if view and self.further is not None else self.augment
         if masks is not None and not train:
-            images = torch.cat([self.augment(raw, generator, False), masks.to(torch.float32) / 255], 1)
+            images = torch.cat([augment(raw, generator, False), masks.to(torch.float32) / 255], 1)
         elif masks is not None:
-            assert isinstance(self.augment, MaskedAugmentation)
+            assert isinstance(augment, MaskedAugmentation)
             n = len(raw) if of is None else of
             share = slice(0, n) if n == len(raw) else self.parallel.share(n)
-            images = torch.cat(self.augment.masked(raw, masks, generator, train, n, share), 1)
+            images = torch.cat(augment.masked(raw, masks, generator, train, n, share), 1)
         elif of is None or of == len(raw):
-            images = self.augment(raw, generator, train)
+            images = augment(raw, generator, train)
         else:
-            assert isinstance(self.augment, PartialAugmentation)
-            images = self.augment.part(raw, generator, train, of, self.parallel.share(of))
+            assert isinstance(augment, PartialAugmentation)
+            images = augment.part(raw, generator, train, of, self.parallel.share(of))
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def loader(self, sweep: Pass, key: tuple[int, ...]) -> ImageLoader:

@@ -116,6 +116,8 @@ FLOORS = {
     "vision/issues.py": 4,
     "vision/picture_commands.py": 4,
     "vision/pictures": 4,
+    "vision/sheet.py": 4,
+    "vision/show_commands.py": 4,
     "vision/tables": 4,
     "recdenoise/reports": 4,
     "recdenoise/cli.py": 4,

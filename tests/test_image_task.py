@@ -12,7 +12,7 @@ from recdenoise.errors import UserError
 from recdenoise.task import Batch, ClassTask, Pass
 from tests.toy_images import CLASSES, TinyImages, image_loop, image_task, jitter, network
 from vision.embedding import Tap, head_name, without_head
-from vision.task import ImageTask
+from vision.task import SCAN_IMAGES, ImageTask
 
 
 def batches(task: ImageTask, sweep: Pass, key: tuple[int, ...] = (0, 0, 0), start: int = 0) -> list[Batch]:
@@ -127,7 +127,7 @@ def test_a_source_that_was_not_given_is_named() -> None:
 
 
 def test_scan_is_in_row_order_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vision.task.SCAN_IMAGES", 7)
+    monkeypatch.setitem(SCAN_IMAGES, "cpu", 7)
     task = image_task()
     raw = task.source("train").images.float() / 255 - 0.4
     torch.testing.assert_close(task.scan(lambda x: x), raw)

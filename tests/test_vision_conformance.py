@@ -140,11 +140,18 @@ class TestEveryMethod:
 
     def test_clean_probability_is_one_value_a_row(self, name: str) -> None:
         task = image_task(n=132)
-        probability = trained(name, task, epochs=12).clean_probability()
+        denoiser = trained(name, task, epochs=12)
+        probability = denoiser.clean_probability()
         assert probability.shape == (132,)
         assert ((probability >= 0) & (probability <= 1)).all()
         clean = task.labels == task.source("train").true_labels  # type: ignore[attr-defined]
         assert probability[clean].mean() > probability[~clean].mean()
+        with torch.no_grad():
+            held_out = denoiser.held_out_probability(task.scan, task.labels)
+        if name == "joint_optim":  # it remembers labels that it found for the rows it learned from
+            assert ((held_out >= 0) & (held_out <= 1)).all()
+        else:
+            torch.testing.assert_close(held_out, probability)
 
 
 def described(config: type) -> set[str]:

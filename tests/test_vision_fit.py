@@ -56,6 +56,43 @@ def test_clean_probability_is_the_labels_probability_in_the_order_given(fitted: 
     np.testing.assert_allclose(fitted.clean_probability, probability[np.arange(132), DATA.labels.numpy()], rtol=1e-5)
 
 
+def test_why_the_loss_chooses_badly_is_told_when_it_chooses() -> None:
+    class Notes(Observer):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def on_note(self, text: str) -> None:
+            self.told.append(text)
+
+    told = {}
+    for selector, valid in (("loss", 0.2), ("accuracy", 0.2), ("loss", 0)):
+        observer = Notes()
+        fit({"name": "dmi", "warm_selector": "last"}, epochs=1, selector=selector, valid=valid, observer=observer)
+        told[selector, valid] = observer.told
+    (note,) = told["loss", 0.2]
+    assert note.startswith("DMI: ")
+    assert "choose by accuracy" in note
+    assert told["accuracy", 0.2] == told["loss", 0] == []
+
+
+@pytest.mark.parametrize("method", ["m_correction", "forward"])
+def test_held_out_labels_are_judged_by_the_methods_own_rule(method: str) -> None:
+    result = fit(method, epochs=6)
+    _, held_out = result.rows
+    denoiser, task = result.run.denoiser, result.run.task
+    images = torch.as_tensor(DATA.images[held_out])
+
+    def scan(call: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return call(task.augmented(images, torch.Generator(), train=False))
+
+    with torch.no_grad():
+        own = denoiser.held_out_probability(scan, DATA.labels[held_out])
+    np.testing.assert_allclose(result.clean_probability[held_out], own, rtol=1e-4, atol=1e-6)
+    plain = torch.softmax(scan(denoiser.score), 1)[torch.arange(len(held_out)), DATA.labels[held_out]]
+    assert not np.allclose(result.clean_probability[held_out], plain, atol=1e-3)
+
+
 def test_predictions_come_as_the_images_came(fitted: FitResult) -> None:
     arrays, tensors = fitted.predict_proba(TEST.images.numpy()), fitted.predict_proba(TEST.images)
     assert isinstance(arrays, np.ndarray)

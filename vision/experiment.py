@@ -183,7 +183,7 @@ def train(
         # Only now: a checkpoint of another run was refused, so its config.yaml is still its own.
         checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
         loop.observer = RunFiles(out, inner, loop.history)
-    for note in prepared.train.notes:
+    for note in (*prepared.train.notes, *run.notes()):
         inner.on_note(note)
     prepare_seconds = time.perf_counter() - started
     run.train(loop)

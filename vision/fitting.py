@@ -236,6 +236,8 @@ def fit(
     identity = {"settings": settings, "labels": fingerprint(whole.labels)}
     loop = run.loop(checkpoint_path=path, identity=identity, observer=observer, probe=probe)
     loop.resume()
+    for note in run.notes():
+        loop.observer.on_note(note)
     history = run.train(loop)
     return FitResult(run, settings, in_order(run, rows), rows, run.measure_all(), history)
 

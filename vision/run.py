@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recdenoise import objectives
 from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.loop import Loop
@@ -113,6 +112,11 @@ class Run:
         """The network that the run is for."""
         return self.denoiser.module(self.denoiser.stages()[-1].watch)
 
+    def notes(self) -> list[str]:
+        """What its user should know before it trains, in sentences."""
+        note, chosen = self.method.loss_selector_note, self.options.selector == "loss" and self.sets.valid is not None
+        return [f"{self.method.title}: {note}."] if note and chosen else []
+
     def loop(
         self,
         *,
@@ -198,15 +202,17 @@ class Run:
     def clean_probability(self) -> tuple[Tensor, Tensor | None]:
         """P(label is right) of the training and of the validation rows, on the CPU.
 
-        The method answers for the rows it trained on; a held-out row gets the probability that its label has (Eq. 11).
+        The method answers for both by one rule, as far as it can: see ``Denoiser.held_out_probability``.
         """
         self.denoiser.eval()
         with torch.no_grad():
             train = self.denoiser.clean_probability().float().cpu()
-        if self.sets.valid is None:
-            return train, None
-        labels = self.sets.valid.labels.to(self.task.device)
-        return train, objectives.observed_probability(self.logits(self.sets.valid), labels).float().cpu()
+            valid = self.sets.valid
+            if valid is None:
+                return train, None
+            labels = valid.labels.to(self.task.device)
+            held_out = self.denoiser.held_out_probability(lambda call: self.task.scan_data(valid, call), labels)
+        return train, held_out.float().cpu()
 
 
 def further_views(augment: Augmentation, options: TrainOptions) -> Augmentation | None:

@@ -7,7 +7,7 @@ declares stages, optimisers and passes; the loop trains. So everything resumes, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -303,6 +303,18 @@ class Denoiser(nn.Module):
         if isinstance(self.task, ClassTask):
             return objectives.observed_probability(logits, self.task.labels)
         return torch.sigmoid(logits)
+
+    def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
+        """The same for examples that were not learned from, by the same rule, so that both can be ranked together.
+
+        Args:
+            scan: ``function(inputs)`` without gradient for every one of them, in order.
+            label: ``(n,)`` int64 observed labels.
+
+        Returns:
+            ``(n,)`` probabilities: of the label, unless the method has a rule of its own.
+        """
+        return objectives.observed_probability(scan(self.score), label)
 
     def row_weights(self) -> Tensor | None:
         """How much every training row counts at the moment, ``(n_rows,)``; ``None`` where no row is weighted."""

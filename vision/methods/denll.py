@@ -270,6 +270,9 @@ class DeNLL(Denoiser):
     def clean_probability(self) -> Tensor:
         return self.host.clean_probability()
 
+    def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
+        return self.host.held_out_probability(scan, label)
+
     def watched_score(self, stage: Stage) -> Call:
         return self.host.watched_score(self._inner(stage))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Optim, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
-from recdenoise.task import Batch, ClassTask, Pass, Task
+from recdenoise.task import Batch, Call, ClassTask, Pass, Task
 from vision.methods import gaussian_mixture
 from vision.methods import semi_supervised as semi
 from vision.methods.class_balance import balance_loss
@@ -188,3 +188,10 @@ class DivideMix(TwoNetworks):
         """The mean of both networks' posteriors of small losses, fitted anew on the losses of the trained networks."""
         found = [gaussian_mixture.fit(each).small(each) for each in self.row_losses()]
         return torch.stack(found).mean(0).float()
+
+    def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
+        """The mixtures on the losses of the training rows, asked about the losses of others."""
+        answers = scan(lambda inputs: torch.stack(self.logits(inputs), dim=1)).unbind(1)
+        losses = [objectives.classification_loss(logits, label) for logits in answers]
+        pairs = zip(self.row_losses(), losses, strict=True)
+        return torch.stack([gaussian_mixture.fit(learned).small(loss) for learned, loss in pairs]).mean(0).float()

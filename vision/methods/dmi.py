@@ -83,6 +83,10 @@ class DMI(Denoiser):
     Config = DMIConfig
     neutral = None
     neutral_reason = "the loss is one of whole batches, without cross-entropy"
+    loss_selector_note = (
+        "its loss tells classes apart but not how sure to be of them, so that the validation loss says little; choose "
+        "by accuracy, or keep the last epoch"
+    )
     brief: ClassVar[dict[str, Any]] = {"scaled": True}
 
     def stages(self) -> list[Stage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recdenoise import objectives
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Optim, Stage, Update
 from recdenoise.errors import UserError
 from recdenoise.options import require
 from recdenoise.schedules import Schedule, moment
-from recdenoise.task import Batch, ClassTask, Pass, Task
+from recdenoise.task import Batch, Call, ClassTask, Pass, Task
 from vision.methods.class_balance import balance_loss
 
 
@@ -152,3 +153,10 @@ class JointOptim(Denoiser):
         assert isinstance(self.task, ClassTask)
         kept = self.found.gather(1, self.task.labels.unsqueeze(1)).squeeze(1)
         return super().clean_probability() if bool((kept == 1).all()) else kept
+
+    def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
+        """What a label found from the network's answer would give to the observed class."""
+        logits = scan(self.score)
+        if self.config.labels == "hard":
+            return (logits.argmax(1) == label).float()
+        return objectives.observed_probability(logits, label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Up
 from recdenoise.errors import UserError
 from recdenoise.options import require
 from recdenoise.schedules import moment
-from recdenoise.task import Batch, ClassTask, Task
+from recdenoise.task import Batch, Call, ClassTask, Task
 from vision.methods import beta_mixture
 from vision.methods.class_balance import balance_loss
 from vision.methods.mixup import draw_partners, draw_share, mixed
@@ -121,3 +121,11 @@ class MCorrection(Denoiser):
     def clean_probability(self) -> Tensor:
         """1 minus the mixture's posterior of a wrong label, fitted anew on the losses of the trained network."""
         return 1.0 - self.doubts().float()
+
+    def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
+        """The mixture on the losses of the training rows, asked about the losses of others."""
+        assert isinstance(self.task, ClassTask)
+        learned = objectives.classification_loss(self.task.scan(self.score), self.task.labels)
+        loss = objectives.classification_loss(scan(self.score), label)
+        mixture = beta_mixture.fit(learned, self.config.rounds, self.config.both_tails)
+        return 1.0 - mixture.large(loss).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Up
 from recdenoise.errors import UserError
 from recdenoise.options import require
 from recdenoise.selection import check_class_selector
-from recdenoise.task import Batch, ClassTask, Task
+from recdenoise.task import Batch, Call, ClassTask, Task
 
 FLOOR = 1e-6
 """Entries of the confusion matrix are clamped to it before their log starts the layer."""
@@ -99,6 +99,10 @@ class NoiseAdaptation(Denoiser):
     Config = NoiseAdaptationConfig
     neutral = None
     neutral_reason = "the layer between classifier and label is always there, and learns"
+    loss_selector_note = (
+        "it predicts the true class and the validation loss asks for the given one, so that being surely right about a "
+        "wrong label costs most; choose by accuracy, or keep the last epoch"
+    )
     brief: ClassVar[dict[str, Any]] = {"layer": "complex", "warm_epochs": 2}
 
     def build(self, task: Task) -> None:
@@ -139,11 +143,13 @@ class NoiseAdaptation(Denoiser):
     def clean_probability(self) -> Tensor:
         """P(true = observed | image, observed label y~) = p[y~] P(y~ | y~) / sum_i p_i P(y~ | i), by Bayes' rule."""
         assert isinstance(self.task, ClassTask)
+        return self.held_out_probability(self.task.scan, self.task.labels)
 
+    def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
         def posterior(inputs: Any) -> Tensor:
             """The same for every label that might have been observed: ``(n, C)``."""
             logits, channel = self.through(inputs)
             joint = torch.log_softmax(logits, dim=1).unsqueeze(2) + channel
             return torch.softmax(joint, dim=1).diagonal(dim1=1, dim2=2)
 
-        return self.task.scan(posterior).gather(1, self.task.labels.unsqueeze(1)).squeeze(1)
+        return scan(posterior).gather(1, label.unsqueeze(1)).squeeze(1)

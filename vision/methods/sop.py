@@ -126,6 +126,10 @@ class SOP(Host):
     Config = SOPConfig
     neutral = None
     neutral_reason = "a class counts with a probability of 1e-4 at least, also where there is no noise"
+    loss_selector_note = (
+        "it predicts the true class and the validation loss asks for the given one, so that being surely right about a "
+        "wrong label costs most; choose by accuracy, or keep the last epoch"
+    )
     brief: ClassVar[dict[str, Any]] = {"init_std": 0.1}
     one_loss = True
 

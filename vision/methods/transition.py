@@ -7,7 +7,7 @@ Xia et al., *Are Anchor Points Really Indispensable in Label-Noise Learning?* (N
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,7 @@ from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Stage, Up
 from recdenoise.errors import UserError
 from recdenoise.options import require
 from recdenoise.selection import check_class_selector
-from recdenoise.task import Batch, ClassTask, Task
+from recdenoise.task import Batch, Call, ClassTask, Task
 
 FORMATS = "a .npy file, or a .csv or .txt file with a row of numbers for each class"
 
@@ -161,6 +161,10 @@ class ThroughTransition(Denoiser):
     """
 
     estimator: ClassVar[str]
+    loss_selector_note = (
+        "it predicts the true class and the validation loss asks for the given one, so that being surely right about a "
+        "wrong label costs most; choose by accuracy, or keep the last epoch"
+    )
 
     def build(self, task: Task) -> None:
         if not isinstance(task, ClassTask):
@@ -203,5 +207,8 @@ class ThroughTransition(Denoiser):
     def clean_probability(self) -> Tensor:
         """P(true = observed | image, observed label y~) = T[y~, y~] p[y~] / (T^t p)[y~], by Bayes' rule."""
         assert isinstance(self.task, ClassTask)
-        logits, labels, matrix = self.task.scan(self.score), self.task.labels, self.matrix().detach().clamp_min(0.0)
-        return (importance(logits, labels, matrix) * matrix.diagonal()[labels]).clamp(0.0, 1.0)
+        return self.held_out_probability(self.task.scan, self.task.labels)
+
+    def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
+        matrix = self.matrix().detach().clamp_min(0.0)
+        return (importance(scan(self.score), label, matrix) * matrix.diagonal()[label]).clamp(0.0, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_recipes.images import IMAGE_RECIPES
 from recdenoise.errors import UserError
@@ -84,7 +86,31 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clean = truth[base, "train"]
         noisy = np.where(draws.random(len(clean)) < 0.2, (clean + 1) % 10, clean)
         write(folder / name / "labels.npz", clean_label=clean, **dict.fromkeys(HUMAN[name], noisy))
+    folders(folder, draws)
     return folder
+
+
+def folders(folder: Path, draws: np.random.Generator) -> None:
+    """Image files in the layouts of ImageNet and of Clothing1M."""
+
+    def picture(path: Path, label: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 60, (12, 12, 3), dtype=np.uint8)
+        pixels[label % 12, 3:9] += 150
+        Image.fromarray(pixels).save(path)
+
+    for part, n in (("train", 8), ("test", 4)):
+        for label, i in itertools.product(range(4), range(n)):
+            picture(folder / "imagenet" / part / f"n{label}" / f"{i}.png", label)
+    lists: dict[str, list[str]] = {}
+    for part, n in (("noisy_train", 84), ("clean_val", 14), ("clean_test", 28)):
+        for i in range(n):
+            key = f"images/0/{i:02d}/{part}.png"
+            picture(folder / "clothing1m" / key, i % 14)
+            lists.setdefault(f"{part}_key_list", []).append(key)
+            lists.setdefault(f"{'noisy' if part == 'noisy_train' else 'clean'}_label_kv", []).append(f"{key} {i % 14}")
+    for name, lines in lists.items():
+        (folder / "clothing1m" / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 
 HUMAN = {name: list(IMAGE_RECIPES[name].label_sets.values()) for name in ("cifar10n", "cifar100n")}
@@ -97,10 +123,14 @@ def write(path: Path, **arrays: Any) -> None:
 
 SMALL: dict[str, tuple[str, ...]] = {
     "deca-table4": ("normal",),
+    "cit-table1": ("cit", "sal_img", "2x_baseline"),
+    "cit-table2": ("cit",),
+    "cit-table4": ("original", "stratify_b", "stratify_c"),
     "denll-table1": ("pes", "denll"),
     "denll-table2": ("dividemix", "dividemix_reported"),
     "denll-table3": ("sop_plus", "denll"),
     "denll-table4": ("denll_no_lm",),
+    "denll-table5": ("denll", "sop"),
     "dfa": ("disentangled", "scheduled"),
     "lff": ("lff",),
 }
@@ -111,12 +141,17 @@ SMALL: dict[str, tuple[str, ...]] = {
 def test_every_table_runs_small(name: str, root: Path, tmp_path: Path) -> None:
     """One condition, two epochs, in this process: trained, measured and put beside print."""
     table = read_table(name)
-    network, options = "mlp" if name in ("lff", "dfa") else "convnet2", {"batch_size": 20, "device": "cpu"}
+    network = {"lff": "mlp", "dfa": "mlp", "cit-table1": "resnet20", "cit-table2": "resnet20"}.get(name, "convnet2")
+    options = {"batch_size": 20, "device": "cpu", "weights": None}
+    options |= {"epoch_images": 20} if "epoch_images" in table.gives["options"] else {}
     common: dict[str, Any] = {"network": network, "options": options, "root": str(root), "epochs": 2, "seeds": 1}
-    held = 0.25 if table.gives["valid"] else None
-    part = Part(datasets=table.keys("datasets")[:1], methods=SMALL[name], valid=held, **common)
-    first = plan.plan(table, part)[0].condition.key
-    cells = plan.plan(table, replace(part, conditions=(first,)))
+    held, first = 0.25 if table.gives["valid"] else None, table.datasets[0]
+    common |= {"image_size": 12, "readers": 0} if first.folder else {}
+    place = str(root / str(first.key)) if first.folder else str(first.key)
+    part = Part(datasets=(place,), methods=SMALL[name], valid=held, **common)
+    condition = plan.plan(table, part)[0].condition.key
+    cells = plan.plan(table, replace(part, conditions=(condition,)))
+    jobs.check_data(table, cells)
     for job in jobs.jobs_of(cells, tmp_path / "out"):
         result = run(*job.arguments)
         assert result.exit_code == 0, result.stderr
@@ -258,3 +293,12 @@ def test_what_cannot_be_asked_for_is_one_sentence() -> None:
         with pytest.raises(UserError, match=said):
             plan.plan(table, part)
     assert "Did you mean 'deca-table4'" in mistake("vision", "benchmark", "deca-tabel4")
+
+
+def test_data_and_weights_that_are_not_there_are_told_before_the_first_run(tmp_path: Path) -> None:
+    base = ["vision", "benchmark", "denll-table5", "--out", tmp_path / "out", "--report", tmp_path / "report"]
+    assert "There is no file of weights resnet50.pth" in mistake(*base)
+    told = mistake(*base, "--set", "weights=null")
+    assert "Clothing1M is not at hand: say where it lies by --datasets PATH/clothing1m." in told
+    assert "bFFHQ is shown as printed only" in mistake("vision", "benchmark", "dfa", "--datasets", "bffhq")
+    assert not (tmp_path / "out").exists()

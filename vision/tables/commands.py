@@ -88,6 +88,13 @@ def options_of(table: Table) -> list[Any]:
         options.append(
             click.option("--clean", type=click.IntRange(min=1), help=f"Trusted images of {', '.join(clean)}.")
         )
+    if any(entry.folder for entry in table.datasets):
+        masks = "Folder of masks of the images' contents."
+        options += [
+            click.option("--masks", metavar="PATH", help=masks),
+            click.option("--image-size", type=click.IntRange(min=1), help="Side that images are brought to."),
+            click.option("--readers", type=click.IntRange(min=0), help="Processes of each run that read ahead."),
+        ]
     return [*options, *files_of(table)]
 
 
@@ -138,6 +145,9 @@ def part_of(table: Table, given: dict[str, Any]) -> Part:
         clean=given.get("clean"),
         images=given["images"],
         root=given["root"],
+        masks=given.get("masks"),
+        image_size=given.get("image_size"),
+        readers=given.get("readers"),
         options=shared,
         of_method=of_method,
     )
@@ -160,7 +170,7 @@ def run_table(ctx: click.Context, table: Table, given: dict[str, Any]) -> None:
         if not any(job.finished for job in todo):
             raise UserError(f"{out} has no finished run of this table; leave out --report-only to make them.")
     else:
-        jobs.check_data(cells)
+        jobs.check_data(table, cells)
         try:
             failed = run_with_progress(todo, given["workers"], jobs.describe_job)
         except SystemExit:  # stopped: what has finished is told all the same

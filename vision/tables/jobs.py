@@ -10,15 +10,28 @@ from pathlib import Path
 from recdenoise.errors import UserError
 from recdenoise.reports.workers import Job
 from vision.tables.plan import Cell
+from vision.tables.table import Table
 
 
-def check_data(cells: Sequence[Cell]) -> None:
-    """Read, or fetch, each data set once before several runs would do so at the same time. Raises ``UserError``."""
+def check_data(table: Table, cells: Sequence[Cell]) -> None:
+    """Read, or fetch, each data set once before several runs would do so at the same time.
+
+    Raises:
+        UserError: data that is absent or broken, or a file of weights that is not there.
+    """
     from vision import data
 
-    for dataset, root in dict.fromkeys((cell.settings.dataset, cell.settings.root) for cell in cells):
+    for file in dict.fromkeys(cell.settings.options.weights for cell in cells):
+        if file is not None and not Path(file).is_file():
+            raise UserError(f"There is no file of weights {file}: put it there, or name another by --set weights=FILE.")
+    places = {(cell.settings.dataset, cell.settings.root): cell for cell in cells}
+    for (dataset, root), cell in places.items():
+        entry = table.entry("datasets", cell.dataset)
+        if entry is not None and entry.folder and not Path(dataset).is_dir():
+            where = f"--datasets PATH/{entry.key}"
+            raise UserError(f"{entry.title} is not at hand: say where it lies by {where}. It is {entry.folder}.")
         for split in ("train", "test"):
-            data.load(dataset, split=split, root=root)
+            data.load(dataset, split=split, root=root, image_size=cell.settings.image_size)
 
 
 def check_folder(cell: Cell, folder: Path) -> None:
@@ -50,6 +63,9 @@ def words_of(cell: Cell, plugins: Sequence[str] = ()) -> tuple[str, ...]:
     words += ["--valid", repr(settings.valid), "--clean", str(settings.clean)]
     words += ["--images", str(settings.images)] if settings.images is not None else []
     words += ["--root", settings.root] if settings.root is not None else []
+    words += ["--masks", settings.masks] if settings.masks is not None else []
+    words += ["--image-size", str(settings.image_size)] if settings.image_size is not None else []
+    words += ["--workers", str(settings.workers)] if settings.workers else []
     options = {key: value for key, value in settings.options.to_dict().items() if value is not None}
     options |= {f"method.{key}": value for key, value in settings.config.to_dict().items()}
     words += [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]

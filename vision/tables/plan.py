@@ -28,7 +28,7 @@ class Part:
         seeds: 0 and so many after it; ``None`` for the table's number.
         rates: learning rates tried; validation chooses one a cell. Empty for the table's.
         epochs: of every run; options that count epochs shrink alike.
-        network, valid, clean, images, root: in place of the table's; ``None`` keeps it.
+        network, valid, clean, images, root, masks, image_size, readers: in place of the table's; ``None`` keeps it.
         options: of every run, over the table's.
         of_method: of a method, over the table's.
     """
@@ -44,6 +44,9 @@ class Part:
     clean: int | None = None
     images: int | None = None
     root: str | None = None
+    masks: str | None = None
+    image_size: int | None = None
+    readers: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     of_method: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -213,6 +216,10 @@ def dataset_of(table: Table, name: str) -> Entry:
     """The table's data set of that name, or another one, or a file: its key is what a run is told."""
     from vision.data import named
 
+    path = Path(name)
+    for each in table.datasets:
+        if each.folder and path.is_dir() and path.name.lower() == each.key:
+            return replace(each, gives=(*each.gives, ({}, {"dataset": str(path.resolve())})))
     known = name if table.entry("datasets", name) else named.canonical(name)
     entry = table.entry("datasets", known) if known else None
     return entry or Entry(known or str(Path(name).resolve()), known or Path(name).stem, ())
@@ -236,8 +243,10 @@ def resolve_cell(
     from vision.noise import parse
     from vision.settings import resolve
 
-    own_data = dataset not in table.datasets
+    own_data = table.entry("datasets", dataset.key) is None
     said = said_of(table, dataset, condition, method)
+    if part.masks is not None:
+        said = merged(said, table.with_masks)
     names = {"dataset": str(dataset.key), "condition": word_of(condition.key)}
     where = str(said.get("dataset", "{dataset}")).format(**names)
     epochs, options = said["options"].get("epochs"), {**said["options"], **part.options}
@@ -253,7 +262,7 @@ def resolve_cell(
         valid = SHARE_OF_OTHERS
     clean = None if "clean" not in said else part.clean or said["clean"]
     words = (where, part.network or said["network"], said["method"], sorted(options.items()), sorted(own.items()))
-    asked = repr((*words, clean, valid))
+    asked = repr((*words, clean, valid, said.get("image_size"), said.get("masks")))
     if asked not in known:
         known[asked] = resolve(
             words[0],
@@ -265,6 +274,9 @@ def resolve_cell(
             valid=valid,
             root=part.root,
             images=part.images,
+            masks=part.masks or said.get("masks"),
+            image_size=part.image_size or said.get("image_size"),
+            workers=said.get("workers", 0) if part.readers is None else part.readers,
         )
     told = known[asked]
     if said.get("noise"):
@@ -306,7 +318,7 @@ def departures(table: Table, part: Part, cells: Sequence[Cell]) -> list[str]:
         }
 
     known: dict[str, Settings] = {}
-    plain = Part(root=part.root, clean=None)
+    plain = Part(root=part.root, masks=part.masks, readers=part.readers)
     conditions = {cell.condition.key: cell.condition for cell in cells}
     found: dict[tuple[str, str, str], list[str]] = {}
     groups = {(c.dataset, c.condition.key, c.method): c for c in reversed(cells)}

@@ -10,6 +10,9 @@ of an axis, and an entry says what it makes of a run; so does the file itself, f
 ``noise``          name of the label noise; ``{condition}`` as above
 ``valid``          share or number of the training images that choose the epoch
 ``clean``          trusted images
+``image_size``     side that the images of a folder are brought to
+``masks``          of their contents
+``workers``        processes of a run that decode them ahead
 ``options``        of the run, by name
 ``method_options`` of the method, by name
 ``for``            a list of further such mappings for some cells, named by ``datasets``, ``conditions``, ``methods``
@@ -34,7 +37,7 @@ from recdenoise.errors import UserError, unknown_name
 
 Key = str | float
 AXES = ("datasets", "conditions", "methods")
-PLACES = ("dataset", "method", "network", "noise", "valid", "clean")
+PLACES = ("dataset", "method", "network", "noise", "valid", "clean", "image_size", "masks", "workers")
 """What a mapping says of a run by one value; ``options`` and ``method_options`` are merged."""
 SUFFIX = ".yaml"
 
@@ -50,6 +53,7 @@ class Entry:
         gives: what it makes of a run, and for which cells: pairs of a filter by axis and a mapping.
         only: the cells that there are, as a filter by axis; all of them by default.
         absent: of a data set or a method: why this library does not run it; it is shown as printed.
+        folder: of a data set that comes as a folder: what that holds. Any folder of the key's name stands for it.
         runs_of: of a method: another one, whose runs answer to this line of print too.
         once: of a method: its runs are the same under every condition.
         sweeps: epochs of a run, in units of its option ``epochs``.
@@ -63,6 +67,7 @@ class Entry:
     gives: tuple[tuple[Mapping[str, tuple[Key, ...]], Mapping[str, Any]], ...] = ()
     only: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
     absent: str = ""
+    folder: str = ""
     runs_of: str = ""
     once: bool = False
     sweeps: float = 1.0
@@ -118,7 +123,7 @@ class Table:
         summary: one sentence about the command.
         printed: (data set, condition, method, measure), as entries' keys, to mean and deviation in per cent.
         datasets, conditions, methods: the axes, in the order of the grid: what decides most comes first.
-        gives: what every run is made of.
+        gives: what every run is made of; ``with_masks`` what it is made of besides, where masks are given.
         measures: what is compared.
         axis: of the conditions: ``name`` (a column of reports), ``title``, ``option`` of the command, ``share`` (its
             keys are shares, and others than the table's may be asked for), ``label`` of a plot, ``told`` of the help.
@@ -137,6 +142,7 @@ class Table:
     conditions: tuple[Entry, ...]
     methods: tuple[Entry, ...]
     gives: Mapping[str, Any]
+    with_masks: Mapping[str, Any]
     measures: tuple[Measure, ...]
     axis: Mapping[str, Any]
     seeds: int
@@ -201,6 +207,7 @@ def parse_table(name: str, content: dict[str, Any], rows: Sequence[Mapping[str, 
             conditions=conditions,
             methods=methods,
             gives=take_gives(said),
+            with_masks=said.pop("with_masks", {}),
             measures=measures,
             axis={"name": "condition", "title": "condition", "option": "--conditions", **said.pop("axis", {})},
             seeds=said.pop("seeds"),

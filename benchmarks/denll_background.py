@@ -303,7 +303,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=3000, help="training images (default 3000)")
     parser.add_argument("--test", type=int, default=2000, help="test images (default 2000)")
     parser.add_argument("--rate", type=float, default=0.3, help="share of replaced labels (default 0.3)")
-    parser.add_argument("--epochs", type=int, default=20, help="of every run (default 20)")
+    parser.add_argument("--epochs", type=int, default=12, help="of every run (default 12)")
     parser.add_argument("--root", help="folder of data sets (default the usual places)")
     parser.add_argument("--runs", type=Path, default=Path("runs/denll-background"), help="folder of the runs")
     parser.add_argument("--report", type=Path, default=Path("docs/results/denll-background"))

@@ -1,7 +1,7 @@
 """Does DeNLL look at the object where labels go with the background? Its host, DeNLL, and DeNLL without its parts.
 
 Run ``python -m benchmarks.denll_background``. The data are made of Fashion-MNIST: each object, at half its size, stands
-at a random place of a 32 x 32 image of one of ten hues, drawn whatever the class is. A share of the training labels is
+at a random place of a 28 x 28 image of one of ten hues, drawn whatever the class is. A share of the training labels is
 replaced by the number of the hue, so that noisy labels correlate with the background; the test labels are true. A
 variant and seed is a run of its own under ``--runs``: a finished one is not repeated and an interrupted one goes on.
 ``REPORT.md`` and ``REPORT.csv`` (a row a run) are written after every run.
@@ -43,8 +43,8 @@ from vision.data import ImageData, load
 from vision.fitting import FitResult
 from vision.networks.layers import pooled
 
-SIZE, CLASSES = 32, 10
-CHANNELS = (16, 32, 64)
+SIZE, CLASSES = 28, 10
+CHANNELS = (16, 32, 32)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ce": ("CE, the host", {"name": "normal"}),
     "denll": ("DeNLL", {"name": "denll", "host": "ce"}),
@@ -261,7 +261,7 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
         [
             "# DeNLL where noisy labels go with the background",
             "",
-            f"{typed.images} images: Fashion-MNIST objects of half their size at random places of 32 x 32 pixels, on "
+            f"{typed.images} images: Fashion-MNIST objects of half their size at random places of 28 x 28 pixels, on "
             f"ten hues; {100 * typed.rate:g}% of the training labels are replaced by the number of the hue. Accuracy "
             f"in percent on {typed.test} test images with true labels, last epoch, mean and deviation over seeds. The "
             "other columns are mean correlations of the image's representation with that of its background alone and "

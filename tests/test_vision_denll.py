@@ -129,6 +129,44 @@ def test_the_memory_is_rebuilt_exactly_after_re_initialisation(share: bool) -> N
     assert memory.seen.all()  # type: ignore[union-attr]
 
 
+def test_a_memory_that_no_batch_moved_is_rebuilt_as_the_next_epoch_begins() -> None:
+    method = denll()
+    (stage,) = method.stages()
+    method.eval()
+    memory = method.target.memory
+    with torch.no_grad():
+        method.begin_epoch(stage, 0)
+        assert not memory.seen.any()  # type: ignore[union-attr]
+        list(method.step(stage, first_batch(method), Clock(0, 4, 0, 1)))
+        moved = memory()  # type: ignore[operator]
+        method.begin_epoch(stage, 1)
+        assert torch.equal(memory(), moved)  # type: ignore[operator]
+        method.begin_epoch(stage, 2)
+    task = method.task
+    embedded = task.scan(lambda inputs: method.target.parts(inputs).z_b)  # type: ignore[operator]
+    for c in range(CLASSES):
+        torch.testing.assert_close(memory.mean[c], embedded[task.labels == c].mean(0))  # type: ignore[attr-defined,union-attr]
+
+
+@pytest.mark.usefixtures("redraws")
+def test_under_averaged_weights_the_memory_of_the_weights_is_rebuilt() -> None:
+    loop = image_loop("denll", image_task(), brief=False, epochs=1, average=0.5)
+    method, rebuilt = loop.denoiser, []
+    assert isinstance(method, DeNLL)
+    rebuild = method.rebuild
+
+    def noted(network: DeNLLNetwork) -> None:
+        rebuild(network)
+        rebuilt.append((network.encoder.get_parameter("0.weight").clone(), network.memory().clone()))  # type: ignore[misc]
+
+    method.rebuild = noted  # type: ignore[method-assign]
+    loop.run()
+    (averaged, _), (own, memory) = rebuilt  # as the epoch begins, with the averages in place, and at its first step
+    assert torch.equal(averaged, own)  # nothing has trained yet: the averages begin at the weights
+    assert memory.isfinite().all()
+    assert memory.any()
+
+
 @pytest.mark.usefixtures("redraws")
 def test_a_whole_run_with_re_initialisation() -> None:
     loop = image_loop("denll", image_task(), brief=False, epochs=2)
@@ -199,7 +237,7 @@ def test_a_host_finds_the_averages_of_its_networks_by_their_names() -> None:
         return Losses(torch.zeros(len(batch.label)))
 
     method.host.losses = losses  # type: ignore[method-assign]
-    list(method.step(method.stages()[0], first_batch(method), Clock(0, 4, 0, 1, averages=averages)))
+    list(method.step(method.stages()[0], first_batch(method), Clock(0, 4, 0, 1, averages=averages, within=0.5)))
     assert seen[0].keys() == method.target.state_dict().keys()
     assert all(value is averages.mean[f"host.target.{key}"] for key, value in seen[0].items())
 

@@ -16,6 +16,7 @@ from recdenoise.options import require
 from recdenoise.task import Batch, Call, ClassTask, Loader, Pass, Task
 from vision.methods.hosting import CrossEntropy, Host
 from vision.methods.pes import PES
+from vision.methods.semi_supervised import at_rest
 from vision.networks.denll import DeNLLNetwork
 from vision.networks.interaction import class_sums
 from vision.networks.localization import Cut, Mask
@@ -234,12 +235,20 @@ class DeNLL(Denoiser):
 
     def begin_epoch(self, stage: Stage, epoch: int) -> None:
         inner = self._inner(stage)
-        if epoch == 0:
-            for name, network in self.networks().items():
-                place = f"{name}.{network.background_place}"
-                if network.memory is not None and any(overlap(place, part) for part in inner.reset):
-                    self.rebuild(network)
+        self._refresh(inner, epoch)
         self.host.begin_epoch(inner, epoch)
+
+    def _refresh(self, stage: Stage, epoch: int) -> None:
+        """Rebuild the memories that an encoder drawn anew, or an epoch of mixed images alone, has left behind."""
+        for name, network in self.networks().items():
+            memory, place = network.memory, f"{name}.{network.background_place}"
+            if memory is None:
+                continue
+            anew = epoch == 0 and any(overlap(place, part) for part in stage.reset)
+            left = bool(memory.seen.any()) and not memory.moved
+            if anew or left:
+                self.rebuild(network)
+            memory.moved.fill_(False)
 
     def rebuild(self, network: DeNLLNetwork) -> None:
         """Set the memory of ``network`` to the exact mean of the training set's background embeddings by label."""
@@ -258,8 +267,15 @@ class DeNLL(Denoiser):
         return self.host.passes(self._inner(stage), epoch)
 
     def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
-        averages = None if clock.averages is None else HostAverages(clock.averages)
-        yield from self.host.step(self._inner(stage), batch, replace(clock, averages=averages))
+        inner, averages = self._inner(stage), None
+        if clock.averages is not None:
+            averages = HostAverages(clock.averages)
+            if (
+                clock.sweep == 0 and clock.within == 0
+            ):  # an epoch begins with the averages in place: these are the weights
+                with at_rest(self.host):
+                    self._refresh(inner, clock.epoch)
+        yield from self.host.step(inner, batch, replace(clock, averages=averages))
 
     def edit_gradients(self, optimizer: str, clock: Clock) -> None:
         self.host.edit_gradients(optimizer, clock)

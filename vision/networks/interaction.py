@@ -14,7 +14,8 @@ class ClassBackgroundMemory(nn.Module):
     """mu: the moving average of background embeddings by observed class, ``(C, D)`` float32; no parameters.
 
     The first batch that shows a class sets its row; every later one moves it by ``mu <- m mu + (1 - m) mean`` of the
-    batch's embeddings of that class. A class that no batch has shown is zero.
+    batch's embeddings of that class. A class that no batch has shown is zero. Buffers: ``mean`` is mu, ``seen`` says
+    which classes were shown, and ``moved`` whether a batch has shown any since it was last cleared.
 
     Args:
         n_classes: C.
@@ -27,8 +28,10 @@ class ClassBackgroundMemory(nn.Module):
         self.momentum = momentum
         self.mean: Tensor
         self.seen: Tensor
+        self.moved: Tensor
         self.register_buffer("mean", torch.zeros(n_classes, width))
         self.register_buffer("seen", torch.zeros(n_classes, dtype=torch.bool))
+        self.register_buffer("moved", torch.zeros((), dtype=torch.bool))
 
     def forward(self) -> Tensor:
         """mu ``(C, D)``, a copy: what a graph holds stays as it was when the memory moves on."""
@@ -48,6 +51,7 @@ class ClassBackgroundMemory(nn.Module):
         moved = torch.where(self.seen.unsqueeze(1), self.momentum * self.mean + (1 - self.momentum) * mean, mean)
         self.mean.copy_(torch.where(shown.unsqueeze(1), moved, self.mean))
         self.seen.logical_or_(shown)
+        self.moved.logical_or_(shown.any())
 
     @torch.no_grad()
     def rebuild(self, sums: Tensor, counts: Tensor) -> None:

@@ -27,7 +27,8 @@ def check_data(table: Table, cells: Sequence[Cell]) -> None:
     places = {(cell.settings.dataset, cell.settings.root): cell for cell in cells}
     for (dataset, root), cell in places.items():
         entry = table.entry("datasets", cell.dataset)
-        if entry is not None and entry.folder and not Path(dataset).is_dir():
+        known = data.named.canonical(dataset) is not None  # it may lie among the named sets
+        if entry is not None and entry.folder and not known and not Path(dataset).is_dir():
             where = f"--datasets PATH/{entry.key}"
             raise UserError(f"{entry.title} is not at hand: say where it lies by {where}. It is {entry.folder}.")
         for split in ("train", "test"):

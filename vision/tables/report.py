@@ -256,7 +256,7 @@ def run_csv(table: Table, runs: Sequence[Finished]) -> str:
         valid = run.accuracy("valid", "best_val") if "valid" in run.record else None
         ends = {f"test_{end}": run.accuracy("test", end) for end in ("best_val", "last")}
         more = {
-            f"{measure.name}_{end}": run.value(measure.path, end)
+            f"{measure.name}_{end}": run.value(measure.of(run.cell.dataset), end)
             for measure in (table.measures if len(table.measures) > 1 else ())
             for end in measure.ends
         }

@@ -181,7 +181,7 @@ def measured(table: Table, runs: Sequence[Finished]) -> list[Row]:
     }
     rows = []
     for measure in table.measures:
-        ends = {end: over(run.value(measure.path, end) for run in runs) for end in measure.ends}
+        ends = {end: over(run.value(measure.of(cell.dataset), end) for run in runs) for end in measure.ends}
         rows.append(bare(table, cell.dataset, cell.condition, cell.entry, measure, **common, **ends))
     return rows
 

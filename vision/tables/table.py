@@ -83,13 +83,19 @@ class Measure:
         name: in the printed file's column of measures and in reports.
         title: for people: what it is.
         path: where ``result.json`` has it, as a share; ``{end}`` stands for ``last`` or ``best_val``.
+        paths: the path for some data sets, by key.
         end: which of the two print is compared with.
     """
 
     name: str
     title: str = "accuracy on the clean test set"
     path: str = "test.{end}.accuracy"
+    paths: tuple[tuple[Key, str], ...] = ()
     end: str = "best_val"
+
+    def of(self, dataset: str) -> str:
+        """The path for a data set."""
+        return dict(self.paths).get(dataset, self.path)
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -194,7 +200,7 @@ def parse_table(name: str, content: dict[str, Any], rows: Sequence[Mapping[str, 
     """
     said = dict(content)
     datasets, conditions, methods = (read_entries(axis, said.pop(axis, {"": {"title": ""}})) for axis in AXES)
-    measures = tuple(Measure(**each) for each in said.pop("measures", [{"name": "accuracy"}]))
+    measures = tuple(read_measure(each) for each in said.pop("measures", [{"name": "accuracy"}]))
     axes = dict(zip(AXES, (datasets, conditions, methods), strict=True))
     try:
         table = Table(
@@ -220,6 +226,11 @@ def parse_table(name: str, content: dict[str, Any], rows: Sequence[Mapping[str, 
     if said:
         raise UserError(f"The table {name} has the unknown key {min(said)!r}.")
     return table
+
+
+def read_measure(said: Mapping[str, Any]) -> Measure:
+    """A measure. Raises ``TypeError`` for a key that none has."""
+    return Measure(**{**said, "paths": tuple(said.get("paths", {}).items())})
 
 
 def take_gives(content: dict[str, Any]) -> dict[str, Any]:

@@ -255,6 +255,22 @@ def test_critical_weights_have_the_largest_products(share: float) -> None:
     assert sum(found) == keep
 
 
+def test_cdr_may_come_gradually() -> None:
+    config = cdr.CDRConfig(noise_rate=0.4, gradual_epochs=5)
+    found = [cdr.critical_share(epoch, config) for epoch in range(7)]
+    assert found == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.6, 0.6])
+    for epochs in (0, 1):
+        assert cdr.critical_share(0, cdr.CDRConfig(noise_rate=0.4, gradual_epochs=epochs)) == pytest.approx(0.6)
+    task = image_task()
+    method, batch = build("cdr", task, {"noise_rate": 0.4, "gradual_epochs": 5}), first_batch(task)
+    method.losses(batch, CLOCK).loss.mean().backward()
+    before = [p.grad.clone() for p in method.target.parameters()]  # type: ignore[union-attr]
+    method.edit_gradients("target", Clock(0, 1, 0, 9))
+    assert all(torch.equal(p.grad, g) for p, g in zip(method.target.parameters(), before, strict=True))
+    method.edit_gradients("target", Clock(0, 1, 2, 9))
+    assert not all(torch.equal(p.grad, g) for p, g in zip(method.target.parameters(), before, strict=True))
+
+
 def test_cdr_moves_critical_weights_alone() -> None:
     task = image_task()
     method, batch = build("cdr", task, {"noise_rate": 0.4, "l1": 0.01}), first_batch(task)

@@ -553,6 +553,15 @@ def check_means(found: Tensor, observed: Tensor, places: list[dict[int, Tensor]]
     assert not torch.equal(found, observed)
 
 
+def test_joint_optim_may_find_labels_at_a_rate_of_its_own() -> None:
+    rows = image_loop(
+        "joint_optim", image_task(), {"label_lr": 0.5}, epochs=1, lr=0.02, schedule=Schedule("step", (3,))
+    ).run()
+    assert [(row["stage"], row["lr"]) for row in rows] == [("labels", 0.5), ("train", 0.02)]
+    with pytest.raises(UserError, match="label_lr"):
+        build("joint_optim", image_task(), {"label_lr": 0})
+
+
 def test_the_rate_may_stay_high_while_labels_are_found() -> None:
     """And fall for the new network alone, as in the paper."""
     falling = Schedule("step", milestones=(0.5,))

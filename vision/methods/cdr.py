@@ -23,6 +23,10 @@ class CDRConfig(DenoiserConfig):
     decay_gradients: bool = True
     """Multiply the gradients of critical weights by 1 - tau, so that early steps are not over-confident."""
 
+    gradual_epochs: int = 0
+    """Epochs over which share and factor fall from 1 to 1 - tau in a straight line; 0 takes 1 - tau at once. The
+    authors' code computes such a fall over 10 epochs (20 for CIFAR) and then overwrites it with 1 - tau."""
+
     l1: float = 0.0
     """lambda of the penalty ``lambda ||W||_1``. It is printed in the objective; the authors' code leaves it to the
     optimiser's L2 decay, and so does 0."""
@@ -30,7 +34,15 @@ class CDRConfig(DenoiserConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.noise_rate < 1, "noise_rate", self.noise_rate, "at least 0 and below 1")
+        require(self.gradual_epochs >= 0, "gradual_epochs", self.gradual_epochs, "zero or more")
         require(self.l1 >= 0, "l1", self.l1, "zero or more")
+
+
+def critical_share(epoch: int, config: CDRConfig) -> float:
+    """The share of critical weights in a zero-based epoch: 1 in the first of the gradual ones, 1 - tau in the last."""
+    if epoch >= config.gradual_epochs - 1:
+        return 1.0 - config.noise_rate
+    return 1.0 - config.noise_rate * epoch / (config.gradual_epochs - 1)
 
 
 def critical(weights: Sequence[Tensor], gradients: Sequence[Tensor], share: float) -> list[Tensor]:
@@ -70,7 +82,7 @@ class CDR(Denoiser):
     def edit_gradients(self, optimizer: str, clock: Clock) -> None:
         learned = [p for p in self.target.parameters() if p.dim() >= 2 and p.grad is not None]
         gradients = [p.grad for p in learned if p.grad is not None]
-        share = 1.0 - self.config.noise_rate
+        share = critical_share(clock.epoch, self.config)
         if share < 1.0:
             factor = share if self.config.decay_gradients else 1.0
             for gradient, matters in zip(gradients, critical(learned, gradients, share), strict=True):

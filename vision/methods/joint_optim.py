@@ -48,6 +48,10 @@ class JointOptimConfig(DenoiserConfig):
     label_schedule: Literal["run", "constant"] = "run"
     """Learning rate while labels are found: the run's schedule, or constant, as in the paper."""
 
+    label_lr: float | None = None
+    """Learning rate while labels are found, before its schedule; null takes the run's. The authors' code: 0.1, and 0.2
+    for the second network."""
+
     retrain: bool = True
     """Train a network from new weights on the labels found; False keeps the one that found them."""
 
@@ -59,6 +63,7 @@ class JointOptimConfig(DenoiserConfig):
         require(self.memory >= 1, "memory", self.memory, "1 or more")
         if self.label_epochs is not None:
             require(self.label_epochs >= 1, "label_epochs", self.label_epochs, "1 or more")
+        require(self.label_lr is None or self.label_lr > 0, "label_lr", self.label_lr, "above 0, or null")
 
 
 def divergence_from_labels(logits: Tensor, label: Tensor) -> Tensor:
@@ -104,10 +109,11 @@ class JointOptim(Denoiser):
         self.register_buffer("prior", uniform if self.config.prior == "uniform" else observed.mean(0), persistent=False)
 
     def stages(self) -> list[Stage]:
-        if not self.config.retrain:
-            return [Stage("labels", epochs=self.config.label_epochs)]
-        # The labels are those of the last epochs: an earlier epoch's network would not belong to them.
-        return [Stage("labels", selector="last", epochs=self.config.label_epochs), Stage(reset=("target",))]
+        options = self.config
+        # With a second network the labels are those of the last epochs: an earlier epoch's would not belong to them.
+        selector = "last" if options.retrain else None
+        labels = Stage("labels", selector=selector, epochs=options.label_epochs, lr=options.label_lr)
+        return [labels, Stage(reset=("target",))] if options.retrain else [labels]
 
     def optimizers(self, stage: Stage) -> dict[str, Optim]:
         declared = super().optimizers(stage)

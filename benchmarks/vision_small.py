@@ -57,8 +57,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "jocor": {"noise_rate": 0.36, "gradual_epochs": 4},
     "mixup": {},
     "itlm": {"keep": 0.64, "round_epochs": 4},
+    "pes": {},
+    "sop": {},
 }
 """Options that differ from a method's defaults: the true noise rate, and times that fit a short run."""
+
+COMPARED = ("normal", "deca_p", "elr", "gce", "co_teaching", "jocor", "mixup", "itlm")
+"""Methods that run, and are judged, where none are named."""
 
 POINTS, ERRORS, LEAST = 0.02, 2.0, 5
 """What a clear margin is: so much accuracy, so many standard errors; and how many methods must have it."""
@@ -225,7 +230,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.vision_small", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(COMPARED), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--epochs", type=int, default=RUN["epochs"])
     parser.add_argument("--images", type=int, default=IMAGES, help="training images, drawn by the seed")
@@ -256,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     ahead = sum(line.clear for line in lines)
     print(f"{ahead} of {len(lines) - 1} methods are ahead of Normal by a clear margin: {typed.report}.md")
-    return 1 if set(typed.methods) == set(METHODS) and ahead < LEAST else 0
+    return 1 if set(typed.methods) >= set(COMPARED) and ahead < LEAST else 0
 
 
 if __name__ == "__main__":

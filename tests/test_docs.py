@@ -84,7 +84,9 @@ def shortened(text: str) -> str:
         text += " --epochs 1 --seeds 1 --methods normal elr"
     if "benchmarks.denll_background" in text:
         text += " --epochs 1 --seeds 1 --variants ce denll"
-    return text + " --quick" if re.search(r"benchmarks\.(train_speed|vision_speed|denll_cost)", text) else text
+    return (
+        text + " --quick" if re.search(r"benchmarks\.(train_speed|vision_speed|denll_cost|host_cost)", text) else text
+    )
 
 
 def run_command(command: str) -> str:

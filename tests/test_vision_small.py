@@ -107,3 +107,15 @@ def test_runs_once_and_writes_its_report(
 def test_at_least_five_of_seven_methods_beat_normal_at_the_last_epoch(tmp_path: Path) -> None:
     arguments = ["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
     assert vision_small.main(arguments) == 0, (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("real_data")
+def test_pes_and_sop_beat_normal_at_the_last_epoch(tmp_path: Path) -> None:
+    arguments = ["--methods", "normal", "pes", "sop", "--seeds", "1", "--runs", str(tmp_path / "runs")]
+    assert vision_small.main([*arguments, "--report", str(tmp_path / "report")]) == 0
+    with (tmp_path / "report.csv").open(encoding="utf-8") as file:
+        last = {row["method"]: float(row["last"]) for row in csv.DictReader(file)}
+    assert last["pes"] > last["normal"]
+    assert last["sop"] > last["normal"]

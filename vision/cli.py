@@ -68,6 +68,7 @@ def vision() -> None:
 @click.option("--masks", default=None, metavar="PATH", help="Folder or .npz of masks of the images' contents.")
 @click.option("--image-size", type=int, default=None, help="Side that images of a folder are brought to.")
 @click.option("--workers", type=int, default=None, help="Processes that read a folder ahead.  [default: threads]")
+@click.option("--skip-unreadable", is_flag=True, default=None, help="Leave out image files that cannot be read.")
 @click.option("--epochs", type=int, default=None, help="Sweeps over the training set in a stage.  [default: 120]")
 @click.option(
     "--amp", type=click.Choice(["fp32", "bf16"]), default=None, help="Precision of networks.  [default: fp32]"
@@ -226,7 +227,9 @@ def evaluate(
         record: dict[str, Any] = loaded.measure_all()
     else:
         n_classes = prepared.train.n_classes
-        other = load_set(data.load(dataset, split=split, n_classes=n_classes), dataset, prepared.train)
+        reading: dict[str, Any] = {"image_size": settings.image_size, "skip_unreadable": settings.skip_unreadable}
+        found = data.load(dataset, split=split, n_classes=n_classes, **reading)
+        other = load_set(found, dataset, prepared.train)
         record = {"data": loaded.measure(other.to(loaded.task.device))}
         parts = {name: loaded.measure(part.to(loaded.task.device)) for name, part in data.bias.parts(other).items()}
         record |= {"tests": parts} if parts else {}

@@ -22,8 +22,8 @@ from vision import data as image_data
 from vision import distributed
 from vision import noise as label_noise
 from vision.data import ImageData, bias
-from vision.fitting import augmentation, in_order
-from vision.run import Run, Sets
+from vision.fitting import augmentation, in_order, load_set
+from vision.run import Run, Sets, on_device
 from vision.settings import Settings, read_settings
 
 
@@ -117,7 +117,8 @@ def test_parts(settings: Settings, whole: ImageData) -> tuple[ImageData | None, 
     what the source calls ``test_NAME``."""
     found = {}
     for split in image_data.test_splits(settings.dataset):
-        found[split] = image_data.load(settings.dataset, split=split, n_classes=whole.n_classes, **settings.reading)
+        part = image_data.load(settings.dataset, split=split, n_classes=whole.n_classes, **settings.reading)
+        found[split] = load_set(part, split, whole)
     test = found.pop("test", None)
     named = {split.removeprefix("test_"): part for split, part in found.items()}
     return test, {**({} if test is None else bias.parts(test)), **named}
@@ -128,12 +129,12 @@ def build(settings: Settings, prepared: Prepared, parallel: Parallel = ALONE) ->
     device = settings.options.torch_device()
     augment = augmentation(prepared.train, settings.options)
     moved = {
-        name: None if part is None else part.to(device)
+        name: None if part is None else on_device(part, device)
         for name, part in (("valid", prepared.valid), ("test", prepared.test), ("clean", prepared.clean))
     }
     sources = {} if moved["clean"] is None else {"clean": moved["clean"]}
-    tests = {name: part.to(device) for name, part in prepared.tests.items()}
-    sets = Sets(prepared.train.to(device), moved["valid"], moved["test"], sources, tests)
+    tests = {name: on_device(part, device) for name, part in prepared.tests.items()}
+    sets = Sets(on_device(prepared.train, device), moved["valid"], moved["test"], sources, tests)
     options, seed = settings.options, settings.seed
     return Run(settings.network, settings.method, settings.config, options, sets, augment, seed, parallel)
 

@@ -21,7 +21,7 @@ from vision.data import ImageData, bias, load, split
 from vision.data.arrays import as_images
 from vision.models import Model
 from vision.options import NAMES, TrainOptions, read_train_options
-from vision.run import ENDS, Run, Sets
+from vision.run import ENDS, Run, Sets, on_device
 
 KIND = "vision result"
 
@@ -227,10 +227,10 @@ def fit(
         "attributes": {name: int(values.max()) for name, values in learned.attributes.items()},
         "class_names": None if whole.class_names is None else list(whole.class_names),
     }
-    on_device = {name: data.to(device) for name, data in others.items()}
-    sources = {"clean": on_device["clean"]} if clean is not None else {}
-    parts = {name: data.to(device) for name, data in further.items()}
-    sets = Sets(learned.to(device), on_device.get("valid"), on_device.get("test"), sources, parts)
+    moved = {name: on_device(data, device) for name, data in others.items()}
+    sources = {"clean": moved["clean"]} if clean is not None else {}
+    parts = {name: on_device(data, device) for name, data in further.items()}
+    sets = Sets(on_device(learned, device), moved.get("valid"), moved.get("test"), sources, parts)
     run = Run(model, chosen, config, train_options, sets, augment, seed)
     path = None if checkpoint_path is None else Path(checkpoint_path)
     identity = {"settings": settings, "labels": fingerprint(whole.labels)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from recdenoise.selection import Weights, copy_weights, load_weights
 from recdenoise.task import Call
 from vision.augment import Augment
 from vision.bias_views import BIAS, BiasViews
+from vision.data import ImageData
 from vision.evaluation import Held, bias_of, measure
 from vision.isolation import Isolation
 from vision.models import Builder, Model
@@ -83,23 +85,24 @@ class Run:
         channels_last = device.type == "cuda" if options.channels_last is None else options.channels_last
         shape = (channels, height, width)
         self.builder = Builder(model, sets.train.n_classes, shape, options.pretrained, options.weights)
-        self.task = ImageTask(
-            sets.train,
-            new_model=self.builder,
-            augment=augment,
-            seed=seed,
-            batch_size=options.batch_size,
-            device=device,
-            sources=sets.sources,
-            precision=options.precision,
-            channels_last=channels_last,
-            compiled=options.compile,
-            embedding=options.embedding,
-            parallel=parallel,
-            epoch_images=options.epoch_images,
-            further=further_views(augment, options),
-        )
-        self.denoiser = method(self.task, config).to(device).eval()
+        with memory_errors(options.batch_size):
+            self.task = ImageTask(
+                sets.train,
+                new_model=self.builder,
+                augment=augment,
+                seed=seed,
+                batch_size=options.batch_size,
+                device=device,
+                sources=sets.sources,
+                precision=options.precision,
+                channels_last=channels_last,
+                compiled=options.compile,
+                embedding=options.embedding,
+                parallel=parallel,
+                epoch_images=options.epoch_images,
+                further=further_views(augment, options),
+            )
+            self.denoiser = method(self.task, config).to(device).eval()
         if sets.valid is None:
             check_stages(self.denoiser)
         if self.task.isolation is not None:
@@ -263,6 +266,18 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def on_device(data: ImageData, device: torch.device) -> ImageData:
+    """A data set on the device. Raises ``TrainingError`` where a GPU has not enough memory for its images."""
+    try:
+        return data.to(device)
+    except torch.OutOfMemoryError as error:
+        size = math.prod(data.images.shape) / 2**30
+        raise TrainingError(
+            f"The GPU has no memory left for {len(data):,} images of {size:.1f} GiB: use fewer images, a smaller "
+            "image_size, or a folder, which is read as it is needed."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ CLEAN_IMAGES = 1000
 """Trusted training images that a method gets which needs some, where no number is given."""
 
 
-FOLDER = ("masks", "image_size", "workers")
+FOLDER = ("masks", "image_size", "workers", "skip_unreadable")
 """Settings of how images and masks on disk are read."""
 
 
@@ -43,6 +43,7 @@ class Settings:
         masks: folder or ``.npz`` of masks of the images' contents, see :func:`vision.data.load`; ``None`` for none.
         image_size: side that the images of a folder are brought to; ``None`` where all are of one size.
         workers: processes that decode the images of a folder ahead.
+        skip_unreadable: leave out image files that cannot be read, with a note, in place of stopping.
     """
 
     dataset: str
@@ -59,6 +60,7 @@ class Settings:
     masks: str | None = None
     image_size: int | None = None
     workers: int = 0
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         require(self.valid >= 0, "valid", self.valid, "zero or more")
@@ -91,7 +93,7 @@ class Settings:
         for name in ("root", "workers", "option device", "option checkpoint_seconds"):
             flat.pop(name)
         for name in FOLDER:  # a run that asks for none is the one that it was before there were any
-            if flat.get(name) is None:
+            if flat.get(name) in (None, False):
                 flat.pop(name, None)
         return {"version": version, **flat}
 

@@ -170,6 +170,8 @@ class ImageTask:
             inputs = self._first_images()
             try:
                 logits = self.call(model, inputs)
+            except torch.OutOfMemoryError:  # nothing is wrong with the model
+                raise
             except RuntimeError as error:
                 shape, first = tuple(inputs.shape[1:]), str(error).strip().splitlines()[0]
                 raise UserError(f"{type(model).__name__} does not take images of shape {shape}: {first}") from error

@@ -358,7 +358,9 @@ def _decode_all(images: FolderImages, out: Tensor | None, skip: set[int]) -> dic
 def _refuse(bad: dict[int, Unreadable]) -> None:
     first = str(bad[min(bad)])
     more = f" {len(bad) - 1} more files fail, too." if len(bad) > 1 else ""
-    raise UserError(f"{first}{more} Mend it, take it away, or say skip_unreadable to leave such files out.")
+    raise UserError(
+        f"{first}{more} Mend it, take it away, or say skip_unreadable (--skip-unreadable) to leave such files out."
+    )
 
 
 def _common_size(paths: Sequence[Path], heads: Sequence[Any]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from vision.networks.denll import DeNLLNetwork
 from vision.networks.localization import box_mask
 from vision.pictures.drawing import Cell, write_grid
 from vision.pictures.masks import inputs_of
-from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, class_name, open_runs
+from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, class_name, enough_memory, open_runs
 from vision.run import Run
 
 Target = Literal["label", "predicted"]
@@ -121,6 +121,7 @@ def looked_at(run: Run, inputs: Tensor) -> str:
     return last_map(network, run.denoiser.score, inputs)
 
 
+@enough_memory()
 def cams_of(opened: Opened, chosen: Chosen, target: Target = "label", layer: str | None = None) -> Cams:
     """Grad-CAM of one run on some images.
 

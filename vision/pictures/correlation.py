@@ -22,7 +22,7 @@ from recdenoise.reports import charts
 from vision.data import ImageData
 from vision.networks.localization import box_mask
 from vision.pictures.masks import BLOCK, inputs_of, masked, masks_of
-from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, open_runs
+from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, enough_memory, open_runs
 from vision.run import Run
 
 Across = Literal["features", "images"]
@@ -64,6 +64,7 @@ def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
     return torch.where(scale > 0, (a * b).sum(dim) / scale, torch.full_like(scale, torch.nan)).clamp(-1, 1)
 
 
+@enough_memory()
 @torch.no_grad()
 def representations(run: Run, data: ImageData, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """A network's representations of images, of their foreground and of their background.

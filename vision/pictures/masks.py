@@ -14,7 +14,7 @@ from recdenoise.errors import UserError
 from vision.data import ImageData
 from vision.networks.denll import DeNLLNetwork
 from vision.pictures.drawing import Cell, write_grid
-from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, class_name, open_runs
+from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, class_name, enough_memory, open_runs
 from vision.run import Run
 
 BLOCK = 256
@@ -76,6 +76,7 @@ def inputs_of(run: Run, data: ImageData, rows: Tensor) -> Tensor:
     return run.task.augmented(raw, torch.Generator(device=run.task.device), train=False)
 
 
+@enough_memory()
 @torch.no_grad()
 def masks_of(opened: Opened, data: ImageData) -> Tensor:
     """``(n, 1, H, W)`` float32 masks of a run's network on the CPU. Raises ``UserError`` where it finds none."""
@@ -87,6 +88,7 @@ def masks_of(opened: Opened, data: ImageData) -> Tensor:
     return torch.cat(found)
 
 
+@enough_memory()
 @torch.no_grad()
 def found_masks(opened: Opened, chosen: Chosen) -> Masks:
     """Masks of some images, and the two images that each is cut into. Raises ``UserError`` where there are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,15 @@ class Chosen:
     data: ImageData
     rows: Tensor
     part: Part
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """A GPU that runs out of memory in the block becomes a sentence that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError("The GPU has no memory left: ask for fewer --images, or say --device cpu.") from error
 
 
 def open_runs(

@@ -155,7 +155,8 @@ def test_splits(source: str) -> list[str]:
         found |= {"test"} if {"train", "val"} <= found else set()
     elif path.is_file():
         keys = _read_npz(array_names, path)
-        found = {key.removeprefix(f"{name}_") for key in keys for name in _IMAGE_KEYS}
+        prefixes = [f"{name}_" for name in _IMAGE_KEYS]
+        found = {key.removeprefix(prefix) for key in keys for prefix in prefixes if key.startswith(prefix)}
         found |= {"test" for key in keys if key.startswith("test_") and key.removeprefix("test_") in _IMAGE_KEYS}
     else:
         return []

@@ -84,9 +84,10 @@ def shortened(text: str) -> str:
         text += " --epochs 1 --seeds 1 --methods normal elr"
     if "benchmarks.denll_background" in text:
         text += " --epochs 1 --seeds 1 --variants ce denll"
-    return (
-        text + " --quick" if re.search(r"benchmarks\.(train_speed|vision_speed|denll_cost|host_cost)", text) else text
-    )
+    if "benchmarks.cit_small" in text:
+        text += " --epochs 1 --seeds 1 --versions v2 --images 500 --test-images 200"
+    quick = r"benchmarks\.(train_speed|vision_speed|denll_cost|host_cost|cit_cost)"
+    return text + " --quick" if re.search(quick, text) else text
 
 
 def run_command(command: str) -> str:

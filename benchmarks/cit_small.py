@@ -141,9 +141,11 @@ def one_run(version: str, method: str, seed: int, typed: argparse.Namespace) -> 
         **RUN,
     )
     tests = result.measured.get("tests", {})
-    partly = [tests[name]["last"]["accuracy"] if name in tests else -1.0 for name in ("object_only", "background_only")]
+    content, frame = (
+        tests[name]["last"]["accuracy"] if name in tests else -1.0 for name in ("object_only", "background_only")
+    )
     accuracy, seconds = result.measured["test"]["last"]["accuracy"], time.process_time() - started
-    found = Result(version, method, seed, accuracy, *partly, round(seconds, 1))
+    found = Result(version, method, seed, accuracy, content, frame, round(seconds, 1))
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(file, asdict(found))
     return found

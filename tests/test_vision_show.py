@@ -36,6 +36,8 @@ def test_examples_are_of_their_class_half_of_them_conflicting() -> None:
         assert len(set(rows)) == 4
         assert all(LABELS[each] == label for each in rows)
         assert [bool(BIAS[each] != label) for each in rows] == [False, False, True, True]
+    apart = sheet.examples(numbered().subset(torch.arange(18, 24)), 2, seed=0)  # all of them conflict
+    assert all(image is not None for row in apart.cells for image in row)
     few = sheet.examples(numbered().subset(torch.arange(6)), 4, seed=0)
     assert [sum(image is not None for image in row) for row in few.cells] == [2, 2, 2]
 

@@ -53,8 +53,9 @@ def examples(data: ImageData, columns: int, seed: int) -> Sheet:
         rows = order[labels == label]
         if conflicts is not None:
             apart = conflicts[labels == label]
-            half = min(columns // 2, int(apart.sum()))
-            rows = torch.cat([rows[~apart][: columns - half], rows[apart][:half]])
+            same, other = rows[~apart], rows[apart]
+            half = max(min(columns // 2, len(other)), columns - len(same))
+            rows = torch.cat([same[: columns - half], other[:half]])
         images = [data.images[row : row + 1][0].cpu() for row in rows[:columns].tolist()]
         cells.append([*images, *[None] * (columns - len(images))])
     return Sheet(cells, _names(data), [""] * columns)

@@ -55,8 +55,10 @@ class Derived:
         kind = KINDS[self.kind]
         if not kind.stored:
             return replace(kind.build(self, data, split), name=self.name)
-        key = f"{self.kind} {self.variant} {self.value} {sorted(self.options.items())}"
-        made = once(cache / slug(self.name), split, data, key, lambda: kind.build(self, data, split))
+        # What is no training part is the same at every share, and is kept once for all.
+        kept = self if split == "train" else replace(self, value="all")
+        key = f"{kept.kind} {kept.variant} {kept.value} {sorted(kept.options.items())}"
+        made = once(cache / slugged(kept), split, data, key, lambda: kind.build(self, data, split))
         return replace(made, name=self.name)
 
 
@@ -192,4 +194,13 @@ def title(text: str) -> str:
 
 def slug(text: str) -> str:
     """A name for a folder: :func:`title` without what file systems do not like."""
-    return title(text).translate(str.maketrans(":,=", "---"))
+    return _plain(title(text))
+
+
+def slugged(name: Derived) -> str:
+    """:func:`slug` of a name that was taken apart."""
+    return _plain(replace(name, base=title(name.base)).name)
+
+
+def _plain(text: str) -> str:
+    return text.translate(str.maketrans(":,=", "---"))

@@ -86,7 +86,9 @@ def shortened(text: str) -> str:
         text += " --epochs 1 --seeds 1 --variants ce denll"
     if "benchmarks.cit_small" in text:
         text += " --epochs 1 --seeds 1 --versions v2 --images 500 --test-images 200"
-    quick = r"benchmarks\.(train_speed|vision_speed|denll_cost|host_cost|cit_cost)"
+    if "benchmarks.mixture_auc" in text:
+        text += " --seeds 1"
+    quick = r"benchmarks\.(train_speed|vision_speed|denll_cost|host_cost|cit_cost|dividemix_cost)"
     return text + " --quick" if re.search(quick, text) else text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +24,8 @@ from vision.heads import answer, layer_places
 from vision.methods.denll import DeNLL, DeNLLTask, find_host
 from vision.methods.hosting import CrossEntropy, Host
 from vision.networks.denll import DeNLLNetwork
+from vision.networks.interaction import ClassBackgroundMemory
+from vision.task import ImageTask
 
 HOSTS = ["ce", *(name for name in methods.names() if issubclass(methods.get(name), Host))]
 
@@ -42,6 +44,11 @@ def denll(**options: Any) -> DeNLL:
 def first_batch(method: Denoiser) -> Batch:
     (sweep, *_) = method.passes(method.stages()[0], 0)
     return next(iter(method.task.loader(sweep, (0, 0, 0)).batches()))
+
+
+def remembered(method: DeNLL) -> ClassBackgroundMemory:
+    assert method.target.memory is not None
+    return method.target.memory
 
 
 class Redraws(CrossEntropy):
@@ -74,10 +81,20 @@ def test_the_network_is_the_hosts() -> None:
     assert dict(denll(l2=0.5).optimizers(stage)["target"].modules) == {"host.target": 0.5}
 
 
+def test_everything_that_a_method_declares_is_the_hosts() -> None:
+    declared = {name for name, value in vars(Denoiser).items() if callable(value) and not name.startswith("_")}
+    own = {"losses", "plain_losses", "cross_entropy", "module"}  # of methods that step by themselves, and a look-up
+    assert declared - own <= set(vars(DeNLL))
+    sop = denll(host="sop")
+    assert sop.loss_selector_note == methods.get("sop").loss_selector_note != ""
+    assert sop.findings() == {}
+    assert sop.row_weights() is None
+
+
 def test_the_foregrounds_encoder_starts_as_the_hosts_own_network() -> None:
     method, plain = denll(), build("normal", image_task())
-    first = dict(method.target.encoder.named_parameters())  # type: ignore[union-attr]
-    own = dict(plain.target.named_parameters())  # type: ignore[union-attr]
+    first = dict(method.target.encoder.named_parameters())
+    own = dict(plain.target.named_parameters())
     assert first.keys() < own.keys()
     assert all(torch.equal(value, own[key]) for key, value in first.items())
     assert not torch.equal(first["0.weight"], method.target.background_encoder.get_parameter("0.weight"))  # type: ignore[union-attr]
@@ -88,7 +105,7 @@ def test_the_loss_is_the_mean_of_both_heads_and_the_score_the_mean_of_both_softm
     method.eval()
     batch = first_batch(method)
     (update,) = method.step(method.stages()[0], batch, Clock(0, 4, 0, 1))
-    o1, o2 = method.target.heads(batch.inputs)  # type: ignore[operator]
+    o1, o2 = method.target.heads(batch.inputs)
     losses = [objectives.classification_loss(o, batch.label) for o in (o1, o2)]
     torch.testing.assert_close(update.loss, (losses[0] + losses[1]) / 2)
     torch.testing.assert_close(method.score(batch.inputs), answer((o1, o2)))
@@ -96,13 +113,13 @@ def test_the_loss_is_the_mean_of_both_heads_and_the_score_the_mean_of_both_softm
 
 def test_a_step_moves_the_memory_by_the_observed_labels() -> None:
     method = denll()
-    memory = method.target.memory
-    assert not memory.seen.any()  # type: ignore[union-attr]
+    memory = remembered(method)
+    assert not memory.seen.any()
     batch = first_batch(method)
     list(method.step(method.stages()[0], batch, Clock(0, 4, 0, 1)))
-    z_b = method.target.parts(batch.inputs).z_b  # type: ignore[operator]
+    z_b = method.target.parts(batch.inputs).z_b
     for c in batch.label.unique():
-        torch.testing.assert_close(memory.mean[c], z_b[batch.label == c].mean(0))  # type: ignore[union-attr]
+        torch.testing.assert_close(memory.mean[c], z_b[batch.label == c].mean(0))
 
 
 @pytest.mark.usefixtures("redraws")
@@ -115,37 +132,37 @@ def test_the_memory_is_rebuilt_exactly_after_re_initialisation(share: bool) -> N
     assert late.reset[-1] == f"host.target.{place}.0"
     assert set(late.train) == {*late.reset, "host.target.memory"}
     method.eval()
-    memory = method.target.memory
-    memory.mean.fill_(7.0)  # type: ignore[union-attr]
+    memory = remembered(method)
+    memory.mean.fill_(7.0)
     with torch.no_grad():
         method.begin_epoch(first, 0)
         method.begin_epoch(late, 1)
-        assert (memory.mean == 7.0).all()  # type: ignore[union-attr]
+        assert (memory.mean == 7.0).all()
         method.begin_epoch(late, 0)
     task = method.task
-    embedded = task.scan(lambda inputs: method.target.parts(inputs).z_b)  # type: ignore[operator]
+    embedded = task.scan(lambda inputs: method.target.parts(inputs).z_b)
     for c in range(CLASSES):
-        torch.testing.assert_close(memory.mean[c], embedded[task.labels == c].mean(0))  # type: ignore[attr-defined,union-attr]
-    assert memory.seen.all()  # type: ignore[union-attr]
+        torch.testing.assert_close(memory.mean[c], embedded[task.labels == c].mean(0))  # type: ignore[attr-defined]
+    assert memory.seen.all()
 
 
 def test_a_memory_that_no_batch_moved_is_rebuilt_as_the_next_epoch_begins() -> None:
     method = denll()
     (stage,) = method.stages()
     method.eval()
-    memory = method.target.memory
+    memory = remembered(method)
     with torch.no_grad():
         method.begin_epoch(stage, 0)
-        assert not memory.seen.any()  # type: ignore[union-attr]
+        assert not memory.seen.any()
         list(method.step(stage, first_batch(method), Clock(0, 4, 0, 1)))
-        moved = memory()  # type: ignore[operator]
+        moved = memory()
         method.begin_epoch(stage, 1)
-        assert torch.equal(memory(), moved)  # type: ignore[operator]
+        assert torch.equal(memory(), moved)
         method.begin_epoch(stage, 2)
     task = method.task
-    embedded = task.scan(lambda inputs: method.target.parts(inputs).z_b)  # type: ignore[operator]
+    embedded = task.scan(lambda inputs: method.target.parts(inputs).z_b)
     for c in range(CLASSES):
-        torch.testing.assert_close(memory.mean[c], embedded[task.labels == c].mean(0))  # type: ignore[attr-defined,union-attr]
+        torch.testing.assert_close(memory.mean[c], embedded[task.labels == c].mean(0))  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("redraws")
@@ -157,7 +174,7 @@ def test_under_averaged_weights_the_memory_of_the_weights_is_rebuilt() -> None:
 
     def noted(network: DeNLLNetwork) -> None:
         rebuild(network)
-        rebuilt.append((network.encoder.get_parameter("0.weight").clone(), network.memory().clone()))  # type: ignore[misc]
+        rebuilt.append((network.encoder.get_parameter("0.weight").clone(), network.memory.mean.clone()))  # type: ignore[union-attr]
 
     method.rebuild = noted  # type: ignore[method-assign]
     loop.run()
@@ -264,7 +281,7 @@ def test_eq5_brings_images_back_to_the_scale_0_to_1() -> None:
     assert isinstance(method, DeNLL)
     raw = method.task.source("train").images[:3]  # type: ignore[attr-defined]
     inputs = augment(raw, torch.Generator(), train=False)
-    parts = method.target.parts(inputs)  # type: ignore[operator]
+    parts = method.target.parts(inputs)
     masked = parts.mask * raw / 255
     median = masked.flatten(2).median(2).values.view(3, 1, 1, 1)
     torch.testing.assert_close(parts.foreground, (masked - median).clamp_min(0), rtol=1e-4, atol=1e-5)
@@ -321,14 +338,8 @@ def test_any_backbone_with_a_spatial_stem(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
-    class Coloured(TinyImages):
-        n_classes: ClassVar[int] = 3  # type: ignore[misc]
-
-    data = Coloured(images, torch.arange(4) % 3, torch.arange(4) % 3)
-    from vision.task import ImageTask
-
     task = ImageTask(
-        data,
+        TinyImages(images, torch.arange(4) % 3, torch.arange(4) % 3),
         new_model=lambda _: networks.build(name, 3, 3, image_size=(32, 32)),
         augment=Augment((0.5,) * 3, (0.25,) * 3),
         seed=0,
@@ -350,5 +361,5 @@ def test_representations_are_read_from_the_network() -> None:
     inputs = first_batch(method).inputs
     logits, representation = method.task.embed(method.target, inputs)  # type: ignore[attr-defined]
     torch.testing.assert_close(logits, method.score(inputs))
-    torch.testing.assert_close(representation, method.target.parts(inputs).representation)  # type: ignore[operator]
+    torch.testing.assert_close(representation, method.target.parts(inputs).representation)
     assert representation.shape == (16, method.task.embedding_width())  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """What its user should know before it trains, in sentences."""
-        note, chosen = self.method.loss_selector_note, self.options.selector == "loss" and self.sets.valid is not None
+        note, chosen = self.denoiser.loss_selector_note, self.options.selector == "loss" and self.sets.valid is not None
         return [f"{self.method.title}: {note}."] if note and chosen else []
 
     def loop(

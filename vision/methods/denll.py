@@ -192,11 +192,16 @@ class DeNLL(Denoiser):
         self.host: Host = host(DeNLLTask(task, self.config), options)
 
     @property
-    def target(self) -> nn.Module:  # type: ignore[override]
-        """The host's network: a :class:`~vision.networks.denll.DeNLLNetwork`."""
+    def target(self) -> DeNLLNetwork:  # type: ignore[override]
+        """The host's network."""
         network = self.host.target
-        assert isinstance(network, nn.Module)
+        assert isinstance(network, DeNLLNetwork)
         return network
+
+    @property
+    def loss_selector_note(self) -> str:  # type: ignore[override]
+        """The host's."""
+        return self.host.loss_selector_note
 
     def networks(self) -> dict[str, DeNLLNetwork]:
         """The host's networks by dotted name in the host."""
@@ -270,9 +275,7 @@ class DeNLL(Denoiser):
         inner, averages = self._inner(stage), None
         if clock.averages is not None:
             averages = HostAverages(clock.averages)
-            if (
-                clock.sweep == 0 and clock.within == 0
-            ):  # an epoch begins with the averages in place: these are the weights
+            if clock.sweep == 0 and clock.within == 0:  # the epoch began with the averages in place of the weights
                 with at_rest(self.host):
                     self._refresh(inner, clock.epoch)
         yield from self.host.step(inner, batch, replace(clock, averages=averages))
@@ -288,6 +291,12 @@ class DeNLL(Denoiser):
 
     def held_out_probability(self, scan: Callable[[Call], Tensor], label: Tensor) -> Tensor:
         return self.host.held_out_probability(scan, label)
+
+    def row_weights(self) -> Tensor | None:
+        return self.host.row_weights()
+
+    def findings(self) -> dict[str, Any]:
+        return self.host.findings()
 
     def watched_score(self, stage: Stage) -> Call:
         return self.host.watched_score(self._inner(stage))

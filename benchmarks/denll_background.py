@@ -42,6 +42,7 @@ from vision import fit
 from vision.data import ImageData, load
 from vision.fitting import FitResult
 from vision.networks.layers import pooled
+from vision.pictures.correlation import pearson
 
 SIZE, CLASSES = 28, 10
 CHANNELS = (16, 32, 32)
@@ -157,12 +158,6 @@ class SmallNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, CLASSES)`` of ``(n, 3, SIZE, SIZE)``."""
         return self.fc(pooled(self.features(x)))
-
-
-def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Correlation coefficients along ``dim`` of ``(n, D)`` values; NaN where one side does not vary."""
-    a, b = (each.double() - each.double().mean(dim, keepdim=True) for each in (a, b))
-    return (a * b).sum(dim) / (a.square().sum(dim) * b.square().sum(dim)).sqrt()
 
 
 @torch.no_grad()

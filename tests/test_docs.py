@@ -82,6 +82,8 @@ def shortened(text: str) -> str:
         text += " --set epochs=1"
     if "benchmarks.vision_small" in text:
         text += " --epochs 1 --seeds 1 --methods normal elr"
+    if "benchmarks.bias_small" in text:
+        text += " --epochs 1 --seeds 1 --images 1000 --cases normal lff"
     if "benchmarks.denll_background" in text:
         text += " --epochs 1 --seeds 1 --variants ce denll"
     if "benchmarks.cit_small" in text:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import vision
 from recdenoise.denoisers import Clock, Denoiser, Stage
+from recdenoise.detection import auc
 from recdenoise.errors import UserError
 from recdenoise.task import Batch
 from tests.toy_images import TinyImages, build, image_loop, image_task, jitter, network
@@ -439,3 +440,17 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(
         (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_views(tmp_path, stage)
+
+
+def test_gce_alone_doubts_the_labels_that_conflict_with_the_bias() -> None:
+    """The biased reference: its clean probability ranks conflicting rows first."""
+    draws, n = torch.Generator().manual_seed(0), 300
+    labels = torch.arange(n) % 3
+    bias = torch.where(torch.arange(n) % 10 == 0, (labels + 1) % 3, labels)
+    images = torch.randint(0, 120, (n, 1, 6, 6), generator=draws, dtype=torch.uint8)
+    images[torch.arange(n), 0, :, 2 * bias] += 120  # what goes along is bright, and nothing else tells the class
+    data = vision.data.ImageData(images, labels, 3, attributes={"bias": bias})
+    options: dict[str, Any] = {"valid": 0, "epochs": 5, "batch_size": 32, "optimizer": "adam", "device": "cpu"}
+    result = vision.fit("mlp", data, method="gce", crop_pad=0, flip=False, **options)
+    assert auc(1 - result.clean_probability, (bias != labels).numpy()) > 0.95
+    assert result.history[-1]["aligned_accuracy"] > 0.9 > 0.1 > result.history[-1]["conflicting_accuracy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def panels(runs: Sequence[tuple[str, Rows]]) -> list[charts.Panel]:
                     colour = charts.PALETTE[(4 + place) % len(charts.PALETTE)]
                     lines.append(charts.Line(label, x, y, colour=colour, style=STYLES[kind]))
         if lines:
-            drawn.append(charts.lines(title, "epoch", axis, lines, bottom=0.0))
+            panel = charts.lines(title, "epoch", axis, lines, bottom=0.0)
+            longest = max(len(line.label) for line in lines)  # the legend has three columns
+            drawn.append(dataclasses.replace(panel, width=max(panel.width, 0.6 + 3 * (0.5 + 0.07 * longest))))
     return drawn
 
 

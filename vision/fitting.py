@@ -199,30 +199,17 @@ def fit(
     check_names(options, set(chosen.Config.__dataclass_fields__), chosen.name)
     train_options = read_train_options(options)
     whole = load_set(train, "train")
-    n_classes, shape = whole.n_classes, tuple(whole.images.shape[1:])
-    separate = not isinstance(valid, int | float)
-    if separate:
-        rows = (np.arange(len(whole)), np.arange(0))
-    else:
-        divided = split(len(whole), whole.labels, valid, seed)
-        rows = (divided[0].numpy(), divided[1].numpy())
+    rows, learned, others, further = gather(whole, valid, test, tests, clean, seed)
     device = train_options.torch_device()
-    given = {"valid": valid if separate else None, "test": test, "clean": clean}
-    others = {name: load_set(data, name, whole) for name, data in given.items() if data is not None}
-    further = bias.parts(others["test"]) if "test" in others else {}
-    further |= {name: load_set(data, f"tests[{name!r}]", whole) for name, data in (tests or {}).items()}
-    if not separate and len(rows[1]):
-        others["valid"] = whole.subset(torch.from_numpy(rows[1]))
-    learned = whole.subset(torch.from_numpy(rows[0])) if len(rows[1]) else whole
     augment = augmentation(learned, train_options)
     settings: dict[str, Any] = {
         "model": model if isinstance(model, str) else None,
         "method": {"name": chosen.name, **config.to_dict()},
         "options": train_options.to_dict(),
         "seed": seed,
-        "n_classes": n_classes,
+        "n_classes": whole.n_classes,
         "n_rows": len(learned),
-        "shape": list(shape),
+        "shape": list(whole.images.shape[1:]),
         "augment": {n: getattr(augment, n) for n in ("mean", "std", "crop_pad", "flip", "cutout", "policy", "frame")},
         "attributes": {name: int(values.max()) for name, values in learned.attributes.items()},
         "class_names": None if whole.class_names is None else list(whole.class_names),
@@ -240,6 +227,31 @@ def fit(
         loop.observer.on_note(note)
     history = run.train(loop)
     return FitResult(run, settings, in_order(run, rows), rows, run.measure_all(), history)
+
+
+def gather(
+    whole: ImageData, valid: Any, test: Any, tests: Mapping[str, Any] | None, clean: Any, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray], ImageData, dict[str, ImageData], dict[str, ImageData]]:
+    """The sets of a run from what :func:`fit` was given.
+
+    Returns:
+        ``(training, validation)`` row numbers of ``whole``; the rows to learn from; ``valid``, ``test`` and ``clean``,
+        those that there are; and the further test parts. Raises ``UserError`` for a set that does not fit ``whole``.
+    """
+    separate = not isinstance(valid, int | float)
+    if separate:
+        rows = (np.arange(len(whole)), np.arange(0))
+    else:
+        divided = split(len(whole), whole.labels, valid, seed)
+        rows = (divided[0].numpy(), divided[1].numpy())
+    given = {"valid": valid if separate else None, "test": test, "clean": clean}
+    others = {name: load_set(data, name, whole) for name, data in given.items() if data is not None}
+    further = bias.parts(others["test"]) if "test" in others else {}
+    further |= {name: load_set(data, f"tests[{name!r}]", whole) for name, data in (tests or {}).items()}
+    if not len(rows[1]):
+        return rows, whole, others, further
+    others["valid"] = whole.subset(torch.from_numpy(rows[1]))
+    return rows, whole.subset(torch.from_numpy(rows[0])), others, further
 
 
 def load_set(data: Any, name: str, like: ImageData | None = None) -> ImageData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,13 +26,14 @@ def answer(heads: Sequence[Tensor]) -> Tensor:
     return torch.logsumexp(logs, dim=0) - math.log(len(heads))
 
 
-class Headed(nn.Module):
+class Headed(nn.Module, ABC):
     """Base of networks with several heads: called like any classifier, it gives the answer of all heads together.
 
     A subclass writes :meth:`heads`; :meth:`embedded`, for what reads representations; and, where it is built around
     backbones, the two methods that say where their layers are.
     """
 
+    @abstractmethod
     def heads(self, images: Tensor, observed: Tensor | None = None) -> tuple[Tensor, ...]:
         """Logits ``(n, C)`` of every head, from one forward.
 
@@ -40,7 +42,6 @@ class Headed(nn.Module):
             observed: ``(n,)`` int64 observed labels, for networks that remember something by label; -1 marks a row that
                 has none of its own, a mixed image for example. ``None`` leaves what is remembered as it is.
         """
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """``(n, C)`` logits: the log of the mean of the heads' softmaxes."""
@@ -48,7 +49,7 @@ class Headed(nn.Module):
 
     def embedded(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(n, C)`` of all heads together and the image's representation ``(n, D)``, from one forward."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} has no single representation to read.")
 
     def places(self, layer: str) -> tuple[str, ...]:
         """Dotted names, in this network, of what is called ``layer`` in the backbone."""
@@ -56,7 +57,7 @@ class Headed(nn.Module):
 
     def head_places(self) -> tuple[str, ...]:
         """Dotted names of everything that comes after the backbones' embeddings."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say where its last layers are.")
 
 
 @runtime_checkable

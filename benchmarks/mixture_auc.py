@@ -35,7 +35,7 @@ from vision.methods.dividemix import DivideMix
 
 LEAST = 0.9
 """What the area must be above, after the warm-up."""
-IMAGES, NOISE, NETWORK, WARM = 5000, "symmetric-any:0.4", "convnet2", 5
+IMAGES, NOISE, NETWORK, WARM = 5000, "symmetric-any:0.4", "convnet2", 3
 RUN: dict[str, Any] = {
     "optimizer": "adam",
     "lr": 1e-3,

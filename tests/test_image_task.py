@@ -276,6 +276,16 @@ def test_only_training_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [type(m).__name__ for m in made] == ["Sequential", "Tap"]
 
 
+def test_a_network_of_which_a_part_trains_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda module: made.append(module) or module)
+    task = image_task(compiled=True)
+    model = task.new_target(0).eval()
+    model.get_submodule("0").train()
+    task.call(model, torch.randn(4, 1, 6, 6))
+    assert made == [model]
+
+
 class Lazy:
     """Images that are decoded when they are asked for; counts how."""
 

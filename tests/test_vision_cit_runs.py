@@ -84,6 +84,25 @@ def test_masks_are_asked_for_before_training_where_they_will_be_needed() -> None
     assert single.history[0]["loss"] == pytest.approx(by_name.history[0]["loss"])
 
 
+def test_masks_are_found_once_however_long_a_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    detect = splitters.detect
+
+    def counted(splitter: Any, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return detect(splitter, images)
+
+    monkeypatch.setattr(splitters, "detect", counted)
+    spec = {"name": "cit", "splitter": "dark part", "branches": "double"}
+    found = []
+    for epochs in (1, 3):
+        seen.clear()
+        options = {"epochs": epochs, "batch_size": 16, "valid": 0.25, "device": "cpu"}
+        vision.fit(TinyResNet, data(48), method=spec, test=data(12), **options)
+        found.append(sum(seen))
+    assert found[0] == found[1] >= 48 + 12
+
+
 # Runs
 
 

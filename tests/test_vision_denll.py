@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from recdenoise.averaging import Averaging
 from recdenoise.denoisers import Clock, Denoiser, Losses, Stage
 from recdenoise.errors import UserError
 from recdenoise.loop import Observer
-from recdenoise.task import Batch
+from recdenoise.task import Batch, Pass
 from tests.toy_images import CLASSES, TinyImages, build, image_loop, image_task
 from vision import methods, networks
 from vision.augment import Augment
@@ -146,6 +146,43 @@ def test_the_memory_is_rebuilt_exactly_after_re_initialisation(share: bool) -> N
     assert memory.seen.all()
 
 
+class RedrawsNorm(Redraws):
+    """A host that draws the first layer and its batch norm anew."""
+
+    def places(self) -> tuple[str, ...]:
+        return tuple(f"target.{name}" for layer in "01" for name in layer_places(self.target, layer, "late"))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_norms_drawn_anew_go_by_the_images_while_the_memory_is_rebuilt(
+    share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vision.methods.denll.find_host", lambda name: RedrawsNorm)
+    method = build("denll", image_task(), {"share": share}, brief=False)
+    assert isinstance(method, DeNLL)
+    method.eval()
+    before = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    with torch.no_grad():
+        method.begin_epoch(method.stages()[1], 0)
+    changed = [name for name, buffer in method.named_buffers() if not torch.equal(buffer, before[name])]
+    assert {name.split(".memory.")[-1] for name in changed} <= {"mean", "seen", "moved"}
+    assert not any(module.training for module in method.modules())
+    network, task = method.target, method.task
+    assert isinstance(network, DeNLLNetwork)
+    images = torch.cat([b.inputs for b in task.loader(Pass(augment=False, batch_size=66), (0, 0, 0)).batches()])
+    labels = torch.cat([b.label for b in task.loader(Pass(augment=False, batch_size=66), (0, 0, 0)).batches()])
+    for encoder in network.encoders.values():
+        encoder.train()
+    z_b = network.parts(images).z_b
+    for c in range(CLASSES):  # all rows fit one block of the scan: the norms saw the same images
+        torch.testing.assert_close(remembered(method).mean[c], z_b[labels == c].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_nothing_for_images_is_refused_of_a_host() -> None:
+    with pytest.raises(UserError, match=r"'host_options.compat' is 'paper_code'; it must be none for images"):
+        DeNLL.read_config({"host": "ce", "host_options": {"compat": "paper_code"}})
+
+
 def test_a_memory_that_no_batch_moved_is_rebuilt_as_the_next_epoch_begins() -> None:
     method = denll()
     (stage,) = method.stages()
@@ -172,8 +209,8 @@ def test_under_averaged_weights_the_memory_of_the_weights_is_rebuilt() -> None:
     assert isinstance(method, DeNLL)
     rebuild = method.rebuild
 
-    def noted(network: DeNLLNetwork) -> None:
-        rebuild(network)
+    def noted(network: DeNLLNetwork, fresh: Sequence[nn.Module] = ()) -> None:
+        rebuild(network, fresh)
         rebuilt.append((network.encoder.get_parameter("0.weight").clone(), network.memory.mean.clone()))  # type: ignore[union-attr]
 
     method.rebuild = noted  # type: ignore[method-assign]

@@ -16,10 +16,11 @@ from PIL import Image
 
 from data_recipes.images import IMAGE_RECIPES, ImageFile
 from data_recipes.images_names import CIFAR100_CLASSES
+from recdenoise.denoisers import Clock
 from recdenoise.errors import UserError
 from recdenoise.task import Pass
 from tests.command import mistake, output
-from tests.toy_images import image_task
+from tests.toy_images import build, image_task
 from vision import data, noise
 from vision.data import clothing1m
 from vision.data.folders import FolderImages
@@ -234,6 +235,38 @@ def test_sweeps_are_balanced_and_drawn_anew() -> None:
     assert not torch.equal(*counts)
     assert len(ImageLoader(task, Pass(source="clean"), (0, 0, 0)).rows) == 12
     assert len(ImageLoader(image_task(), Pass(), (0, 0, 0)).rows) == 66
+
+
+def test_every_network_of_a_method_gets_a_balanced_sample_of_its_own() -> None:
+    task = image_task(epoch_images=48)
+    loader = ImageLoader(task, Pass(streams={"second": Pass(), "few": Pass(rows=torch.arange(40))}), (0, 0, 0))
+    batches = list(loader.batches())
+    first = torch.cat([batch.index for batch in batches])
+    second = torch.cat([batch.streams["second"].index for batch in batches])
+    for rows in (first, second):
+        assert torch.bincount(task.labels[rows]).tolist() == [16, 16, 16]
+    assert not torch.equal(first.sort().values, second.sort().values)
+    assert len(loader.streams["few"].rows) == 40
+
+
+def test_pes_weighs_no_class_whose_sample_is_balanced() -> None:
+    for images, weighed in ((None, True), (48, False)):
+        method = build("pes", image_task(epoch_images=images))
+        method.kept.copy_(torch.arange(66) < 50)  # type: ignore[operator, union-attr]
+        refine = method.stages()[-1]
+        (sweep,) = method.passes(refine, 0)
+        assert (sweep.weights is not None) == weighed
+        for batch in method.task.loader(sweep, (0, 0, 0)).batches():
+            for update in method.step(refine, batch, Clock(0, 1, 0, 1)):
+                assert update.loss.isfinite().all()
+
+
+def test_an_epoch_of_pes_semi_is_as_long_as_its_sample() -> None:
+    for images, steps in ((None, 4), (32, 2)):
+        method = build("pes_semi", image_task(epoch_images=images))
+        method.kept.copy_(torch.arange(66) < 40)  # type: ignore[operator, union-attr]
+        (sweep,) = method.passes(method.stages()[-1], 0)
+        assert sweep.steps == steps
 
 
 def test_a_sweep_has_a_batch_or_more(tmp_path: Path) -> None:

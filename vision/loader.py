@@ -51,8 +51,10 @@ class ImageLoader:
         rows = torch.arange(len(self.data)) if sweep.rows is None else sweep.rows
         if len(rows) == 0:
             raise UserError(f"A pass over {sweep.source}{f', stream {name},' if name else ''} has no rows.")
-        if task.epoch_images is not None and sweep.source == "train" and not name:
-            rows = balanced(rows.cpu(), task.labels.cpu(), task.epoch_images, (task.seed, *key))
+        whole = sweep.rows is None and not sweep.paired  # another network's sweep beside the first
+        if task.epoch_images is not None and sweep.source == "train" and (whole or not name):
+            draws: tuple[int | str, ...] = (task.seed, *key, name) if name else (task.seed, *key)
+            rows = balanced(rows.cpu(), task.labels.cpu(), task.epoch_images, draws)
         self.rows = rows.to(task.device)
         self.labels = self.data.labels if sweep.labels is None else sweep.labels
         self.size = shared_size(sweep.batch_size or task.batch_size, len(self.rows), task.parallel.size)
@@ -147,19 +149,19 @@ class ImageLoader:
         return self._order
 
 
-def balanced(rows: Tensor, labels: Tensor, number: int, key: tuple[int, ...]) -> Tensor:
+def balanced(rows: Tensor, labels: Tensor, number: int, key: tuple[int | str, ...]) -> Tensor:
     """Some of the rows, as many of every class as of another: all of a class that has fewer.
 
     Args:
         rows: ``(n,)`` of the training set.
         labels: ``(N,)`` observed labels of the training set.
         number: rows wanted, rounded down to a multiple of the classes among ``rows``, with one a class at least.
-        key: seed, stage, epoch and pass: the same ones draw the same rows.
+        key: seed, stage, epoch and pass, and the stream's name: the same ones draw the same rows.
 
     Returns:
         ``(m,)`` rows in random order.
     """
-    drawn = rows[torch.randperm(len(rows), generator=seeds.generator("cpu", *key, "balanced"))]
+    drawn = rows[torch.randperm(len(rows), generator=seeds.generator("cpu", int(key[0]), *key[1:], "balanced"))]
     kinds, place = labels[drawn].unique(return_inverse=True)
     order = place.argsort(stable=True)
     counts = torch.bincount(place)

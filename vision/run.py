@@ -105,6 +105,7 @@ class Run:
             self.denoiser = method(self.task, config).to(device).eval()
         if sets.valid is None:
             check_stages(self.denoiser)
+        self.task.held_out = tuple(s for s in (sets.valid, sets.test, *sets.tests.values()) if s is not None)
         if self.task.isolation is not None:
             check_masks(self.task.isolation, sets)
         self.ends: dict[str, Weights] = {}

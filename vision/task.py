@@ -119,6 +119,7 @@ class ImageTask:
         self.labels, self.n_classes, self.n_rows = train.labels.to(self.device), train.n_classes, len(train)
         self.augment, self.seed, self.batch_size = augment, seed, batch_size
         self.epoch_images, self.further = epoch_images, further
+        self.held_out: tuple[Images, ...] = ()  # sets that are scored again and again: what is found of them is kept
         self.precision, self.channels_last, self.compiled, self.embedding = (
             precision,
             channels_last,
@@ -183,7 +184,7 @@ class ImageTask:
 
     def _runner(self, module: nn.Module, tapped: bool) -> Callable[..., Any]:
         """What runs a network, with its embedding where ``tapped``; compiled while it trains, where that is asked."""
-        compiled = self.compiled and module.training  # the last block of a scan has another size: not worth compiling
+        compiled = self._compiles(module)
         if not (compiled or tapped):
             return module
         key = (id(module), tapped, compiled)
@@ -192,9 +193,13 @@ class ImageTask:
             self._runners[key] = (module, torch.compile(runner) if compiled else runner)
         return self._runners[key][1]
 
+    def _compiles(self, module: nn.Module) -> bool:
+        """Whether a network, or a part of it, trains; the last block of a scan has a size of its own, not worth it."""
+        return self.compiled and any(part.training for part in module.modules())
+
     def _head_runner(self, module: Headed) -> Callable[..., tuple[Tensor, ...]]:
         """What runs a network head by head; compiled while it trains, where that is asked."""
-        if not (self.compiled and module.training):
+        if not self._compiles(module):
             return module.heads
         if id(module) not in self._head_runners:
             self._head_runners[id(module)] = (module, torch.compile(module.heads))
@@ -325,7 +330,7 @@ class ImageTask:
         seed = int(torch.randint(2**62, ())) if augment else 0
         generator = torch.Generator(device=self.device).manual_seed(seed)
 
-        isolation, own = self.isolation, any(data is each for each in self.sources.values())
+        isolation, own = self.isolation, any(data is each for each in (*self.sources.values(), *self.held_out))
         if isolation is not None and not (isolation.scoring if masked is None else masked):
             isolation = None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from recdenoise.averaging import Averaging
 from recdenoise.denoisers.base import Clock, Denoiser, DenoiserConfig, Optim, Stage, Update
@@ -58,7 +60,9 @@ class DeNLLConfig(DenoiserConfig):
     def read_host(self) -> tuple[type[Host], DenoiserConfig]:
         """The host and its options, checked. Raises ``UserError``."""
         host = find_host(self.host)
-        return host, host.read_config({"l2": self.l2, **(self.host_options or {})})
+        config = host.read_config({"l2": self.l2, **(self.host_options or {})})
+        require(config.compat == "none", "host_options.compat", config.compat, "none for images")
+        return host, config
 
 
 def find_host(name: str) -> type[Host]:
@@ -249,23 +253,35 @@ class DeNLL(Denoiser):
             memory, place = network.memory, f"{name}.{network.background_place}"
             if memory is None:
                 continue
-            anew = epoch == 0 and any(overlap(place, part) for part in stage.reset)
+            anew = [part for part in stage.reset if epoch == 0 and overlap(place, part)]
             left = bool(memory.seen.any()) and not memory.moved
             if anew or left:
-                self.rebuild(network)
+                self.rebuild(network, fresh_norms(self.host, anew))
             memory.moved.fill_(False)
 
-    def rebuild(self, network: DeNLLNetwork) -> None:
-        """Set the memory of ``network`` to the exact mean of the training set's background embeddings by label."""
+    def rebuild(self, network: DeNLLNetwork, fresh: Sequence[BatchNorm] = ()) -> None:
+        """Set the memory of ``network`` to the exact mean of the training set's background embeddings by label.
+
+        Args:
+            network: one of the host's.
+            fresh: norms that have seen nothing yet. They normalise by the images at hand, as they will in training,
+                since what they would go by otherwise is where statistics start; they come out as they went in.
+        """
         assert isinstance(self.task, ClassTask)
         assert network.memory is not None
-        runner = BackgroundEmbedding(network)
+        task, labels, runner = self.task, self.task.labels, BackgroundEmbedding(network, whole=bool(fresh))
         mean = network.memory.mean
         sums, counts = torch.zeros_like(mean), torch.zeros_like(mean[:, 0])
-        for rows in torch.arange(self.task.n_rows, device=mean.device).split(REBUILD_IMAGES):
-            values = self.task.scan(lambda inputs: self.task.call(runner, inputs), rows)
-            found, number = class_sums(values, self.task.labels[rows], len(mean))
-            sums, counts = sums + found, counts + number
+
+        def embedded(inputs: Any) -> Tensor:
+            for norm in fresh:
+                norm.training = len(inputs) > 1  # one image has no variance to go by
+            return task.call(runner, inputs)
+
+        with kept_statistics(fresh):
+            for rows in torch.arange(task.n_rows, device=mean.device).split(REBUILD_IMAGES):
+                found, number = class_sums(task.scan(embedded, rows), labels[rows], len(mean))
+                sums, counts = sums + found, counts + number
         network.memory.rebuild(sums, counts)
 
     def passes(self, stage: Stage, epoch: int) -> list[Pass]:
@@ -313,15 +329,40 @@ class HostAverages(Averaging):
 
 
 class BackgroundEmbedding(nn.Module):
-    """Calls a network for the embeddings ``(n, D)`` of the backgrounds alone."""
+    """Calls a network for the embeddings ``(n, D)`` of the backgrounds.
 
-    def __init__(self, network: DeNLLNetwork) -> None:
+    Args:
+        network: the network.
+        whole: embed foregrounds as well: a shared encoder that normalises by what it sees sees both in training.
+    """
+
+    def __init__(self, network: DeNLLNetwork, whole: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.whole = network, whole
         self.training = False  # of this wrapper alone
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.whole and self.network.background_encoder is None:
+            return self.network.embeddings(*self.network.cut(images, self.network.mask(images)))[1].float()
         return self.network.embed_background(images)
+
+
+def fresh_norms(host: nn.Module, parts: Sequence[str]) -> list[BatchNorm]:
+    """The batch norms in parts of ``host``, by dotted name."""
+    return [m for part in parts for m in host.get_submodule(part).modules() if isinstance(m, BatchNorm)]
+
+
+@contextlib.contextmanager
+def kept_statistics(norms: Sequence[BatchNorm]) -> Iterator[None]:
+    """Inside the block norms may train; afterwards their statistics and modes are those of before."""
+    before = [({name: b.clone() for name, b in norm.named_buffers()}, norm.training) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, (buffers, training) in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+            norm.training = training
 
 
 def overlap(a: str, b: str) -> bool:

@@ -83,6 +83,8 @@ class PESSemi(Progressive):
 
     def select(self) -> None:
         super().select()
+        if self.balanced:
+            return
         assert isinstance(self.task, ClassTask)
         self.class_weight.copy_(class_weights(self.task.labels[self.kept], self.task.n_classes, MOST))
 
@@ -95,7 +97,8 @@ class PESSemi(Progressive):
         whole = int(self.task.batch_size)  # type: ignore[attr-defined]
         labelled, unlabelled = self.batch_sizes(len(rows), len(others), whole)
         streams = {"unlabelled": Pass(rows=others, views=2, batch_size=unlabelled)}
-        steps = self.task.n_rows // whole
+        images = min(getattr(self.task, "epoch_images", None) or self.task.n_rows, self.task.n_rows)
+        steps = max(1, images // whole)
         return [Pass(rows=rows, views=2, batch_size=labelled, steps=steps, streams=streams)]
 
     def batch_sizes(self, labelled: int, unlabelled: int, whole: int) -> tuple[int, int]:

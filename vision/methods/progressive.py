@@ -145,9 +145,16 @@ class Progressive(Host):
         rows = self.kept_rows(stage)
         if rows is None:
             return [Pass()]
+        if self.balanced:  # the rows that are drawn have equal shares already
+            return [Pass(rows=rows)]
         assert isinstance(self.task, ClassTask)
         labels = self.task.labels
         return [Pass(rows=rows, weights=class_weights(labels[rows], self.task.n_classes)[labels])]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether a sweep draws a sample with as many rows of a class as of another (``epoch_images``)."""
+        return getattr(self.task, "epoch_images", None) is not None
 
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         """Cross-entropy, weighted by class where rows are kept: a mean by weight over the whole batch."""

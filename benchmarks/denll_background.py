@@ -9,7 +9,8 @@ variant and seed is a run of its own under ``--runs``: a finished one is not rep
 Accuracy is that of the last epoch's weights on the clean test set. The correlation is Pearson's, between the network's
 representation of a test image and that of its background alone (the object taken away), or of its foreground alone
 (the background made the mean colour): over the features of each image, mean over images, and over the images for each
-feature, mean over features. A claim holds where it holds for the means over seeds. Exit status 0 whatever is found.
+feature, mean over features. A claim holds where it holds for the mean over the seeds that both sides have. Exit status
+0 whatever is found.
 """
 
 from __future__ import annotations
@@ -221,17 +222,22 @@ def mean_of(results: Sequence[Result], variant: str, value: str) -> float:
     return statistics.fmean(found) if found else math.nan
 
 
+def difference(results: Sequence[Result], first: str, second: str, value: str) -> float:
+    """The mean of ``first`` less ``second`` over the seeds that both have; NaN where there are none."""
+    by_seed = [{r.seed: getattr(r, value) for r in results if r.variant == variant} for variant in (first, second)]
+    shared = by_seed[0].keys() & by_seed[1].keys()
+    return statistics.fmean(by_seed[0][seed] - by_seed[1][seed] for seed in shared) if shared else math.nan
+
+
 def claims(results: Sequence[Result]) -> list[tuple[str, bool]]:
-    """What is said of the means over seeds, and whether it holds."""
-    gain = mean_of(results, "denll", "accuracy") - mean_of(results, "ce", "accuracy")
+    """What is said of the means over shared seeds, and whether it holds."""
+    gain = difference(results, "denll", "ce", "accuracy")
     found = [(f"DeNLL is at least {100 * POINTS:g} points ahead of its host: {100 * gain:+.1f}", gain >= POINTS)]
     for value, words in (("background", "over features"), ("background_over_images", "over images")):
-        ours, theirs = (mean_of(results, variant, value) for variant in ("denll", "ce"))
-        found.append(
-            (f"Its correlation with the background is lower, {words}: {ours:.3f} for {theirs:.3f}", ours < theirs)
-        )
+        change = difference(results, "denll", "ce", value)
+        found.append((f"Its correlation with the background is lower, {words}: {change:+.3f}", change < 0))
     for variant in ("without-lm", "without-dim"):
-        lost = mean_of(results, variant, "accuracy") - mean_of(results, "denll", "accuracy")
+        lost = difference(results, variant, "denll", "accuracy")
         found.append((f"{VARIANTS[variant][0]} is behind DeNLL: {100 * lost:+.1f} points", lost < 0))
     return [claim for claim in found if "nan" not in claim[0]]
 
@@ -249,8 +255,15 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
         values = [f"{mean_of(runs, variant, name):.3f}" for name in measures]
         told = ", ".join(f"`{key}: {str(value).lower()}`" for key, value in method.items())
         seconds = f"{mean_of(runs, variant, 'processor_seconds'):.0f}"
-        rows.append([title, told, f"{statistics.fmean(accuracy):.1f} ± {spread:.1f}", *values, seconds])
-    columns = ["variant", "method", "accuracy", *(name.replace("_", " ") for name in measures), "processor s a run"]
+        rows.append([title, told, str(len(runs)), f"{statistics.fmean(accuracy):.1f} ± {spread:.1f}", *values, seconds])
+    columns = [
+        "variant",
+        "method",
+        "seeds",
+        "accuracy",
+        *(name.replace("_", " ") for name in measures),
+        "processor s a run",
+    ]
     settings = ", ".join(f"`{key}: {str(value).lower()}`" for key, value in {"epochs": typed.epochs, **RUN}.items())
     return "\n".join(
         [
@@ -273,7 +286,7 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
             f"- Network: four 3x3 convolutions of {', '.join(map(str, (*CHANNELS, CHANNELS[-1])))} channels with norms",
             f"- Run: {settings}",
             "- Versions: " + ", ".join(f"{k} {v}" for k, v in versions(("torch", "numpy")).items()),
-            f"- Machine: {processor()}; one torch thread, a run at a time",
+            f"- Machine: {processor()}; one torch thread a run",
             "",
         ]
     )
@@ -299,6 +312,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=2000, help="test images (default 2000)")
     parser.add_argument("--rate", type=float, default=0.3, help="share of replaced labels (default 0.3)")
     parser.add_argument("--epochs", type=int, default=12, help="of every run (default 12)")
+    parser.add_argument("--finished", action="store_true", help="train nothing: report the runs that are finished")
     parser.add_argument("--root", help="folder of data sets (default the usual places)")
     parser.add_argument("--runs", type=Path, default=Path("runs/denll-background"), help="folder of the runs")
     parser.add_argument("--report", type=Path, default=Path("docs/results/denll-background"))
@@ -318,6 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[Result] = []
     for seed in range(typed.seeds):
         for variant in typed.variants:
+            if typed.finished and not (typed.runs / f"{variant}-{seed}" / "result.json").is_file():
+                continue
             try:
                 result = one_run(variant, seed, typed)
             except UserError as error:

@@ -85,7 +85,7 @@ def test_the_background_runs_once_and_writes_its_report(
     assert denll_background.main(small) == 0
     first = capsys.readouterr().out
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "| DeNLL | `name: denll`, `host: ce` |" in text
+    assert "| DeNLL | `name: denll`, `host: ce` | 1 |" in text
     assert "python -m benchmarks.denll_background --images 64" in text
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -97,6 +97,8 @@ def test_the_background_runs_once_and_writes_its_report(
 
     monkeypatch.setattr(denll_background, "fit", refuse)
     assert denll_background.main(small) == 0
+    assert capsys.readouterr().out == first
+    assert denll_background.main([*small, "--seeds", "2", "--finished"]) == 0
     assert capsys.readouterr().out == first
     assert denll_background.main([*small, "--epochs", "2"]) == 2
     assert "name another folder by --runs" in capsys.readouterr().err

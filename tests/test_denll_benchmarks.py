@@ -29,7 +29,7 @@ def test_scenes_are_objects_on_hues_and_replaced_labels_are_the_hues() -> None:
     assert made.data.true_labels is not None
     assert torch.equal(made.data.true_labels, source.labels)
     backgrounds = made.backgrounds[:, :, 0, 0]
-    assert (made.backgrounds == backgrounds[:, :, None, None]).all()
+    assert torch.equal(made.backgrounds, backgrounds[:, :, None, None].expand_as(made.backgrounds))
     colours = hues().mul(255).round().to(torch.uint8)
     hue = (backgrounds.unsqueeze(1) == colours).all(2).float().argmax(1)
     wrong = made.data.labels != source.labels

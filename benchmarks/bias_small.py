@@ -206,8 +206,10 @@ def page(
     about = (
         "Accuracy in percent, mean and standard deviation over seeds, and mean weights of training rows at the end. "
         "Networks with `_code` divide the images by 255 once more, as the public code of LfF and DFA does: that makes "
-        "colours far easier than shapes. Without it there is less bias to mend, as the last rows show."
+        "colours far easier than shapes."
     )
+    if any(line.case.endswith("_plain") for line in lines):
+        about += " Without it there is less bias to mend, as the last rows show."
     sentences = [text for text, _ in verdicts(lines)]
     return "\n".join(
         [

@@ -30,11 +30,6 @@ from vision.task import ImageTask
 HOSTS = ["ce", *(name for name in methods.names() if issubclass(methods.get(name), Host))]
 
 
-def host_options(name: str) -> dict[str, Any]:
-    """At which the host does everything it does within three epochs."""
-    return dict(find_host(name).brief)
-
-
 def denll(**options: Any) -> DeNLL:
     method = build("denll", image_task(), {"host": "ce", **options}, brief=False)
     assert isinstance(method, DeNLL)
@@ -233,7 +228,7 @@ def test_a_whole_run_with_re_initialisation() -> None:
 @pytest.mark.parametrize("host", HOSTS)
 class TestEveryHost:
     def test_it_trains_both_heads(self, host: str) -> None:
-        method = denll(host=host, host_options=host_options(host))
+        method = denll(host=host, host_options=dict(find_host(host).brief))
         assert method.networks()
         assert all(stage.watch.startswith("host.") for stage in method.stages())
         for stage in method.stages():
@@ -251,7 +246,7 @@ class TestEveryHost:
             assert len(heads) >= 4
 
     def test_resumes_bit_for_bit(self, host: str, tmp_path: Path) -> None:
-        options = {"host": host, "host_options": host_options(host)}
+        options = {"host": host, "host_options": dict(find_host(host).brief)}
         whole = image_loop("denll", image_task(dropout=0.3), options, brief=False)
         whole.run()
 

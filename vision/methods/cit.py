@@ -73,7 +73,8 @@ class CITConfig(DenoiserConfig):
     weights and statistics. 0 trains everything."""
 
     own_term: bool = True
-    """Whether the loss of the content in its own context is added (Eq. 12)."""
+    """Whether the loss of the content in its own context is added (Eq. 12); false takes drawn contexts alone, as
+    Algorithm 1 is printed."""
 
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """What is done to the composed images."""

@@ -84,8 +84,9 @@ def test_the_cost_is_told_of_every_form(tmp_path: Path, capsys: pytest.CaptureFi
 def test_frames_mislead_normal_and_not_cit(real_data: Path, tmp_path: Path) -> None:
     """V2, V3 and V4 of Fashion-MNIST, three seeds: minutes on one core.
 
-    On V4 a small network, trained briefly, does not come within three points of the images without frames: the term of
-    the own context keeps half of what it sees biased. There drawn contexts alone must be well ahead.
+    Where B takes a large part, on V3 and V4, a small network, trained briefly, does not come within three points of the
+    images without frames: the term of the own context keeps half of what it sees biased. On V4 drawn contexts alone
+    must be well ahead.
     """
     cit_small.main(["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")])
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
@@ -94,7 +95,7 @@ def test_frames_mislead_normal_and_not_cit(real_data: Path, tmp_path: Path) -> N
             for r in csv.DictReader(file)
         ]
     for text, held in claims(runs, 10):
-        assert held or (text.startswith("V4") and "reach" in text), text
+        assert held or (not text.startswith("V2") and "reach" in text), text
     for form in ("stratify_b", "stratify_c_given_a"):
         both, drawn = (cit_small.mean(runs, "v4", name) for name in (form, f"{form}_drawn"))
         assert both is not None

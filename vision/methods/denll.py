@@ -17,7 +17,6 @@ from recdenoise.errors import UserError
 from recdenoise.options import require
 from recdenoise.task import Batch, Call, ClassTask, Loader, Pass, Task
 from vision.methods.hosting import CrossEntropy, Host
-from vision.methods.pes import PES
 from vision.methods.semi_supervised import at_rest
 from vision.networks.denll import DeNLLNetwork
 from vision.networks.interaction import class_sums
@@ -189,7 +188,7 @@ class DeNLL(Denoiser):
     Config = DeNLLConfig
     neutral = None
     neutral_reason = "two encoders behind a mask are another network than the host's"
-    brief: ClassVar[dict[str, Any]] = {"host": "pes", "host_options": dict(PES.brief)}
+    brief: ClassVar[dict[str, Any]] = {"host": "ce"}
 
     def build(self, task: Task) -> None:
         host, options = self.config.read_host()

@@ -12,9 +12,6 @@ epoch, else 0; ``--quick`` judges nothing.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import statistics
 import sys
 import time
@@ -26,9 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks.denll_cost import ByProcessor
-from benchmarks.turns import HEADER, WARM_UP, Figure, compare, processor, take_turns
-from benchmarks.vision_speed import CONFIG, Bench
-from recdenoise import checkpoint
+from benchmarks.turns import WARM_UP, Figure, compare, take_turns
+from benchmarks.vision_speed import CONFIG, Bench, head
 from vision import networks
 
 LIMIT, SHARE = 2.1, 0.03
@@ -100,35 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, one thread"
-    typed = sys.argv[1:] if arguments is None else arguments
-    lines = [
-        f"$ python -m benchmarks.cit_cost {shlex.join(typed)}".rstrip(),
-        f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
-        f"torch {torch.__version__}, Python {platform.python_version()}",
-        HEADER,
-    ]
-    print("\n".join(lines), flush=True)
-    found: list[Figure] = []
+    told = head("cit_cost", sys.argv[1:] if arguments is None else arguments, device)
     for network in options.networks or SIZES[device.type]:
         batch = options.batch or SIZES[device.type].get(network, 32)
         bench = Bench.make(network, batch, options.steps or STEPS[device.type], device)
         for figure in figures(bench, 1 if options.quick else options.repeats):
-            found.append(figure)
-            lines.append(figure.line())
-            print(lines[-1], flush=True)
-    missed = [figure.name for figure in found if figure.missed]
-    if options.quick:
-        lines.append(f"Quick run of {len(found)} figures: too short to judge.")
-    else:
-        told = (
-            f"CIT takes at most {LIMIT:g} times its baseline, drawing contexts at most {100 * SHARE:g} % of an epoch."
-        )
-        lines.append(f"MISSED: {'; '.join(missed)}." if missed else told)
-    print(lines[-1])
-    if options.report is not None:
-        checkpoint.write_text(options.report, "\n".join(line.rstrip() for line in lines) + "\n")
-    return 1 if missed and not options.quick else 0
+            told.add(figure)
+    return told.judge(options.quick, options.report)
 
 
 if __name__ == "__main__":

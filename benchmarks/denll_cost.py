@@ -10,9 +10,6 @@ takes more than 2.3 times its host, else 0; ``--quick`` judges nothing.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,9 +18,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.turns import HEADER, WARM_UP, Figure, Side, compare, processor, take_turns
-from benchmarks.vision_speed import CONFIG, Bench
-from recdenoise import checkpoint
+from benchmarks.turns import WARM_UP, Figure, Side, compare, take_turns
+from benchmarks.vision_speed import CONFIG, Bench, head
 from vision import methods, networks
 
 LIMIT = 2.3
@@ -90,32 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, one thread"
-    typed = sys.argv[1:] if arguments is None else arguments
-    lines = [
-        f"$ python -m benchmarks.denll_cost {shlex.join(typed)}".rstrip(),
-        f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
-        f"torch {torch.__version__}, Python {platform.python_version()}",
-        HEADER,
-    ]
-    print("\n".join(lines), flush=True)
-    found: list[Figure] = []
+    told = head("denll_cost", sys.argv[1:] if arguments is None else arguments, device)
     for network in options.networks or SIZES[device.type]:
         batch = options.batch or SIZES[device.type].get(network, 32)
         bench = Bench.make(network, batch, options.steps or STEPS[device.type], device)
         for figure in figures(bench, options.hosts, 1 if options.quick else options.repeats):
-            found.append(figure)
-            lines.append(figure.line())
-            print(lines[-1], flush=True)
-    missed = [figure.name for figure in found if figure.missed]
-    if options.quick:
-        lines.append(f"Quick run of {len(found)} figures: too short to judge.")
-    else:
-        lines.append(f"MISSED: {'; '.join(missed)}." if missed else f"DeNLL takes at most {LIMIT:g} times its host.")
-    print(lines[-1])
-    if options.report is not None:
-        checkpoint.write_text(options.report, "\n".join(line.rstrip() for line in lines) + "\n")
-    return 1 if missed and not options.quick else 0
+            told.add(figure)
+    return told.judge(options.quick, options.report)
 
 
 if __name__ == "__main__":

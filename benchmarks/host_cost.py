@@ -12,20 +12,17 @@ status: 1 when a requirement is missed, else 0; ``--quick`` judges nothing.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from benchmarks.turns import HEADER, WARM_UP, Figure, Side, compare, take_turns, wait
+from benchmarks.turns import WARM_UP, Figure, Side, compare, take_turns, wait
 from benchmarks.vision_speed import CONFIG, STEPS, Bench, head
-from recdenoise import checkpoint
 from recdenoise.loop import Loop, LoopConfig, Observer
 from vision import networks
 from vision.methods.pes import PES
@@ -112,6 +109,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of an epoch of Normal (default 390 on a GPU, 10 on a CPU)")
     parser.add_argument("--repeats", type=int, default=3, help="counted epochs of every side (default 3)")
     parser.add_argument("--quick", action="store_true", help="one epoch of every side; ratios are not judged")
+    parser.add_argument("--report", type=Path, help="write what is printed to this file as well")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     options = parser.parse_args(arguments)
     for name in ("batch", "steps", "repeats"):
@@ -127,24 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    typed = shlex.join(sys.argv[1:] if arguments is None else arguments)
-    print(f"$ python -m benchmarks.host_cost {typed}".rstrip())
-    print("\n".join(head(device, [])[1:-1]))
-    print(f"{options.network}, batch {options.batch}, {time.strftime('%H:%M')}", HEADER, sep="\n", flush=True)
+    told = head("host_cost", sys.argv[1:] if arguments is None else arguments, device)
+    told.say(f"{options.network}, batch {options.batch}")
     steps = options.steps or {"cuda": STEPS["cuda"], "cpu": 10}[device.type]
-    found: list[Figure] = []
     for figure in figures(options.network, options.batch, steps, 1 if options.quick else options.repeats, device):
-        found.append(figure)
-        print(figure.line(), flush=True)
-    missed = [figure.name for figure in found if figure.missed]
-    required = sum(figure.limit is not None for figure in found)
-    if options.quick:
-        print(f"Quick run of {len(found)} figures: too short to judge.")
-    else:
-        print(f"MISSED {len(missed)} of {required}: {'; '.join(missed)}." if missed else f"All {required} are met.")
-    if options.json is not None:
-        checkpoint.write_json(options.json, [asdict(figure) | {"missed": figure.missed} for figure in found])
-    return 1 if missed and not options.quick else 0
+        told.add(figure)
+    return told.judge(options.quick, options.report, options.json)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recdenoise import checkpoint
 from recdenoise.denoisers import Denoiser
 from recdenoise.loop import Loop, LoopConfig, Observer
 
@@ -138,3 +141,56 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+class Told:
+    """What a benchmark of images prints, line by line, kept for its report.
+
+    Args:
+        module: its name under ``benchmarks``.
+        typed: its arguments.
+        device: where it measures.
+        facts: what else the figures belong to.
+    """
+
+    def __init__(self, module: str, typed: Sequence[str], device: torch.device, *facts: str) -> None:
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, one thread"
+        load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+        self.figures: list[Figure] = []
+        self.lines: list[str] = []
+        self.say(f"$ python -m benchmarks.{module} {shlex.join(typed)}".rstrip())
+        self.say(f"{time.strftime('%Y-%m-%d')}, {where}, {os.cpu_count()} cores{load}")
+        self.say(", ".join([f"torch {torch.__version__}", f"Python {platform.python_version()}", *facts]))
+        self.say(HEADER)
+
+    def say(self, line: str) -> None:
+        """Print a line, and keep it."""
+        self.lines.append(line)
+        print(line, flush=True)
+
+    def add(self, figure: Figure) -> None:
+        """Print a figure, and keep it."""
+        self.figures.append(figure)
+        self.say(figure.line())
+
+    def judge(self, quick: bool, report: Path | None = None, record: Path | None = None) -> int:
+        """Say what is missed, write both files where they are wanted, and return the exit status.
+
+        Args:
+            quick: judge nothing.
+            report: for what was printed.
+            record: for the figures as JSON.
+        """
+        missed = [figure.name for figure in self.figures if figure.missed]
+        required = sum(figure.limit is not None for figure in self.figures)
+        if quick:
+            self.say(f"Quick run of {len(self.figures)} figures: too short to judge.")
+        elif missed:
+            self.say(f"MISSED {len(missed)} of {required} requirements: {'; '.join(missed)}.")
+        else:
+            self.say(f"All {required} requirements are met.")
+        if report is not None:
+            checkpoint.write_text(report, "\n".join(line.rstrip() for line in self.lines) + "\n")
+        if record is not None:
+            checkpoint.write_json(record, [asdict(figure) | {"missed": figure.missed} for figure in self.figures])
+        return 1 if missed and not quick else 0

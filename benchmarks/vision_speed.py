@@ -12,14 +12,10 @@ requirement is missed, else 0; ``--quick`` judges nothing.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.turns import HEADER, Figure, Side, compare, processor, take_turns
-from recdenoise import checkpoint, seeds
+from benchmarks.turns import Figure, Side, Told, compare, take_turns
+from recdenoise import seeds
 from recdenoise.denoisers import Denoiser
 from recdenoise.loop import Loop, LoopConfig
 from recdenoise.task import Batch, Pass
@@ -251,17 +247,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def head(device: torch.device, typed: Sequence[str]) -> list[str]:
-    """What was run where."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, one thread"
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return [
-        f"$ python -m benchmarks.vision_speed {shlex.join(typed)}".rstrip(),
-        f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores{load}",
-        f"torch {torch.__version__}, Python {platform.python_version()}, "
-        + ("bfloat16 autocast, channels last" if device.type == "cuda" else "float32"),
-        HEADER,
-    ]
+def head(module: str, typed: Sequence[str], device: torch.device) -> Told:
+    """What was run where, with the precision of :meth:`Bench.task`."""
+    return Told(module, typed, device, "bfloat16 autocast, channels last" if device.type == "cuda" else "float32")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -270,31 +258,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*worker processes.*")  # more workers than cores: asked for
     device = options.device
-    lines = head(device, sys.argv[1:] if arguments is None else arguments)
-    print("\n".join(lines), flush=True)
-    found: list[Figure] = []
+    told = head("vision_speed", sys.argv[1:] if arguments is None else arguments, device)
     for network in options.networks:
-        bench = Bench.make(
-            network, options.batch or SIZES.get(network, 128), options.steps or STEPS[device.type], device
-        )
-        for figure in figures(bench, 1 if options.quick else options.repeats, options.workers):
-            found.append(figure)
-            lines.append(figure.line())
-            print(lines[-1], flush=True)
-    missed = [figure.name for figure in found if figure.missed]
-    required = sum(figure.limit is not None for figure in found)
-    if options.quick:
-        lines.append(f"Quick run of {len(found)} figures: too short to judge.")
-    elif missed:
-        lines.append(f"MISSED {len(missed)} of {required} requirements: {'; '.join(missed)}.")
-    else:
-        lines.append(f"All {required} requirements are met.")
-    print(lines[-1])
-    if options.report is not None:
-        checkpoint.write_text(options.report, "\n".join(line.rstrip() for line in lines) + "\n")
-    if options.json is not None:
-        checkpoint.write_json(options.json, [asdict(figure) | {"missed": figure.missed} for figure in found])
-    return 1 if missed and not options.quick else 0
+        batch, steps = options.batch or SIZES.get(network, 128), options.steps or STEPS[device.type]
+        for figure in figures(
+            Bench.make(network, batch, steps, device), 1 if options.quick else options.repeats, options.workers
+        ):
+            told.add(figure)
+    return told.judge(options.quick, options.report, options.json)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from recdenoise.reports import charts
 from recdenoise.reports.curves import band, read_history
@@ -10,10 +11,12 @@ from recdenoise.reports.html import Entry, Page
 from recdenoise.reports.report_text import circumstances
 from vision.tables import report
 from vision.tables.report import Content
-from vision.tables.rows import Finished, Row, folders, place_of, summary
+from vision.tables.rows import Row, folders, place_of, summary
 
 OTHERS = (2, 3, 6, 7, 1, 5, 4)
 """Places in the palette of methods without a colour of their own."""
+SHORT, LETTER = 14, 0.07
+"""Letters of a method's name that a plot has room for, and inches for each further one."""
 CURVES = 5
 """Methods that one plot of curves can show; bars stand in for more."""
 
@@ -59,14 +62,14 @@ def by_ratio(content: Content, rows: Sequence[Row], end: str, colours: dict[str,
             curves.append(charts.Line(f"{title}, paper", px, py, (), (), colours[method], ":", "D"))
     ticks = sorted({100 * float(row.condition) for row in rows})
     label = content.table.axis.get("label", content.table.axis["title"])
-    return charts.lines(f"{rows[0].dataset}, {named(content, rows, end)}", label, "accuracy, %", curves, ticks=ticks)
+    title = f"{content.table.called(rows[0].dataset)}, {named(content, rows, end)}"
+    return charts.lines(title, label, "accuracy, %", curves, ticks=ticks)
 
 
 def named(content: Content, rows: Sequence[Row], end: str) -> str:
     """What is measured, and at which end where there are two."""
-    several = len(content.table.measures) > 1
-    words = [rows[0].measure.name] if several else []
-    return ", ".join([*words, *([end] if len(rows[0].measure.ends) > 1 or not several else [])])
+    words = [rows[0].measure.name] if len(content.table.measures) > 1 else []
+    return ", ".join([*words, *([end] if report.other_ends(rows) else [])])
 
 
 def by_method(content: Content, rows: Sequence[Row], colours: dict[str, str]) -> list[charts.Panel]:
@@ -77,8 +80,11 @@ def by_method(content: Content, rows: Sequence[Row], colours: dict[str, str]) ->
         values = [None if row.ours is None else (row.ours.mean, row.ours.std) for row in mine]
         marks = {"paper": [None if row.printed is None else row.printed.mean for row in mine]}
         shades = [colours[row.method] for row in mine]
-        title = place_of(place_of(mine[0].dataset, label), named(content, mine, mine[0].measure.end))
-        panels.append(charts.bars(title, "%", [row.title for row in mine], values, marks, shades))
+        place = place_of(content.table.called(mine[0].dataset), label)
+        title = place_of(place, named(content, mine, mine[0].measure.end))
+        names = [row.title for row in mine]
+        panel = charts.bars(title, "%", names, values, marks, shades)
+        panels.append(replace(panel, width=panel.width + LETTER * max(0, max(map(len, names)) - SHORT)))
     return panels
 
 
@@ -88,12 +94,15 @@ def plots(content: Content, rows: Sequence[Row], colours: dict[str, str]) -> lis
         return by_method(content, rows, colours)
     if len({row.condition for row in rows}) < 2:
         return []
-    return [by_ratio(content, rows, end, colours) for end in sorted(rows[0].measure.ends)]
+    ends = sorted([rows[0].measure.end, *report.other_ends(rows)])
+    return [by_ratio(content, rows, end, colours) for end in ends]
 
 
-def training(runs: Sequence[Finished], rows: Sequence[Row], colours: dict[str, str]) -> list[charts.Panel]:
-    """For every condition the accuracy on validation labels along the last stage, mean and range over seeds."""
-    panels = []
+def training(content: Content, colours: dict[str, str]) -> dict[str, list[charts.Panel]]:
+    """By data set, for every condition, accuracy on validation labels in the last stage: mean and range over seeds."""
+    runs, rows = content.runs, content.rows
+    panels: dict[str, list[charts.Panel]] = {}
+    methods = list(colours)
     chosen = {(row.dataset, row.condition, row.method): row for row in rows if row.seeds}
     for dataset, condition in dict.fromkeys((row.dataset, row.condition) for row in rows):
         curves = []
@@ -104,10 +113,14 @@ def training(runs: Sequence[Finished], rows: Sequence[Row], colours: dict[str, s
             last = [stages[-1] for run in members if (stages := list(read_history(run.folder).values()))]
             found = [(s["valid_accuracy epoch"], s["valid_accuracy"]) for s in last if "valid_accuracy" in s]
             if found and len(found[0][0]) > 1:
-                curves.append(band(row.title, found, colours[row.method]))
+                dashed = methods.index(row.method) >= len(OTHERS)  # colours come round
+                line = band(row.title, found, colours[row.method])
+                curves.append(replace(line, style="--") if dashed else line)
         if curves:
             label = next(row.label for row in rows if row.condition == condition)
-            panels.append(charts.lines(place_of(dataset, label), "epoch", "accuracy on validation labels", curves))
+            title = place_of(content.table.called(dataset), label)
+            panel = charts.lines(title, "epoch", "accuracy on validation labels", curves)
+            panels.setdefault(dataset, []).append(panel)
     return panels
 
 
@@ -129,15 +142,16 @@ def add_dataset(made: Page, content: Content, dataset: str, points: float, colou
     """Everything about one data set."""
     mine = [row for row in content.rows if row.dataset == dataset]
     networks = dict.fromkeys(r.cell.settings.network for r in content.runs if r.cell.dataset == dataset)
-    made.heading(place_of(dataset, ", ".join(networks)))
+    made.heading(place_of(content.table.called(dataset), ", ".join(networks)))
     measures = dict.fromkeys(row.measure for row in mine)
     for measure in measures:
         add_overview(made, content, [row for row in mine if row.measure == measure], points)
-    left = 3 if report.several_measures(mine) else 2
+    left = report.lead_of(content.table, mine)
     lines: list[list[str | Entry]] = []
     for row, line in zip(mine, report.table_lines(content.table, mine), strict=True):
         told = entry(row, points)
-        lines.append([*line[:left], Entry(line[left], "first"), line[left + 1], told, *line[left + 3 :]])
+        ours, last = Entry(line[left], "first"), Entry(line[-1], "text")
+        lines.append([*line[:left], ours, line[left + 1], told, *line[left + 3 : -1], last])
     columns = report.columns_of(content.table, mine)
     alone = [i for i, row in enumerate(mine) if not row.seeds]
     made.heading("Every cell", 3)
@@ -149,7 +163,7 @@ def add_dataset(made: Page, content: Content, dataset: str, points: float, colou
 def page(content: Content) -> str:
     """The whole report."""
     table, rows, runs = content.table, content.rows, folders(content.runs)
-    headline, lacking = summary(rows, content.cells, content.runs)
+    headline, lacking = summary(table, rows, content.cells, content.runs)
     made = Page(table.title)
     made.heading(table.title, 1)
     made.paragraph(f"Beside print: {table.source}.", quiet=True)
@@ -169,11 +183,11 @@ def page(content: Content) -> str:
     colours = colours_of(list(dict.fromkeys(row.method for row in rows)))
     for dataset in dict.fromkeys(row.dataset for row in rows):
         add_dataset(made, content, dataset, points, colours)
-    if panels := training(content.runs, rows, colours):
+    if panels := training(content, colours):
         made.heading("Training")
         made.paragraph("The last stage of every run. The band reaches from the lowest seed to the highest.")
-        for dataset in dict.fromkeys(row.dataset for row in rows):
-            made.plots([p for p in panels if p.alt.startswith(dataset)], f"Curves of {dataset}")
+        for dataset, mine in panels.items():
+            made.plots(mine, f"Curves of {table.called(dataset)}")
     made.heading("Not reached, not run")
     made.bullets(lacking or [f"Nothing: {headline}."])
     made.heading("Settings")

@@ -44,7 +44,7 @@ def rules(content: Content) -> list[str]:
     table, part, cells = content.table, content.part, content.cells
     first = cells[0].settings
     held = f"{first.valid:,} images" if isinstance(first.valid, int) else f"{first.valid:.0%} of the images"
-    lines = [measures_line(table)]
+    lines = [measures_line(content)]
     if apart := departures(table, part, cells):
         lines.append(f"**Not as published**, so that a gap to print may come from it: {'; '.join(apart)}.")
     lines += [note.format(held=held) for note in table.notes]
@@ -67,14 +67,14 @@ def rules(content: Content) -> list[str]:
     return lines + required_line(table)
 
 
-def measures_line(table: Table) -> str:
+def measures_line(content: Content) -> str:
     """What the numbers are."""
-    told = [f"Ours: {table.compared.title} in per cent, mean ± sample standard deviation over seeds."]
+    table = content.table
+    told = [f"Ours, in per cent: {table.compared.title}; mean ± sample standard deviation over seeds."]
     if len(table.measures) > 1:
         each = "; ".join(f"{measure.name}: {measure.title}" for measure in table.measures)
         told = [f"Ours, in per cent, mean ± sample standard deviation over seeds. {each}."]
-    ends = dict.fromkeys(end for measure in table.measures for end in measure.ends)
-    if len(ends) > 1:
+    if other_ends(content.rows):
         told.append(f"`best_val` are {ENDS['best_val']}, `last` {ENDS['last']}.")
         told.append(f"Compared with print: `{table.compared.end}`.")
     return " ".join([*told, "The test set chooses nothing."])
@@ -92,7 +92,7 @@ def required_line(table: Table) -> list[str]:
         words.append(f"above our own {titles.get(asked.above, asked.above)}")
     if asked.ahead:
         over = asked.ahead.get("over")
-        others = "all others" if over is None else " and ".join(titles[name] for name in over)
+        others = "all others" if over is None else ", ".join(titles[name] for name in over)
         keys = asked.ahead.get("conditions")
         chosen = [e.title for e in table.conditions if keys is not None and e.key in keys]
         at = f" at {' and '.join(chosen)}" if chosen else ""
@@ -105,12 +105,24 @@ def several_measures(rows: Sequence[Row]) -> bool:
     return len({row.measure for row in rows}) > 1
 
 
+def other_ends(rows: Sequence[Row]) -> list[str]:
+    """Ends that are shown beside the compared one: none where nothing was held out."""
+    ends = dict.fromkeys(end for row in rows for end in row.measure.ends[1:])
+    return [end for end in ends if any(row.at(end) is not None for row in rows)]
+
+
+def lead_of(table: Table, rows: Sequence[Row]) -> int:
+    """How many first columns say which cell it is."""
+    return 1 + (len(table.conditions) > 1) + several_measures(rows)
+
+
 def columns_of(table: Table, rows: Sequence[Row]) -> list[str]:
     """Of a data set's table; see :func:`table_lines`."""
-    ends = table.compared.ends
-    ours = [f"ours, {end}" for end in ends] if len(ends) > 1 else ["ours"]
-    lead = [table.axis["title"], "method", *(["measured"] if several_measures(rows) else [])]
-    return [*lead, ours[0], "paper", "ours − paper", *ours[1:], "seeds", ""]
+    others = other_ends(rows)
+    lead = [table.axis["title"]] if len(table.conditions) > 1 else []
+    lead += ["method", *(["measured"] if several_measures(rows) else [])]
+    ours = f"ours, {rows[0].measure.end}" if others else "ours"
+    return [*lead, ours, "paper", "ours − paper", *(f"ours, {end}" for end in others), "seeds", ""]
 
 
 def table_lines(table: Table, rows: Sequence[Row]) -> list[list[str]]:
@@ -119,15 +131,16 @@ def table_lines(table: Table, rows: Sequence[Row]) -> list[list[str]]:
     def told(numbers: Numbers | None) -> str:
         return "–" if numbers is None else str(numbers)
 
+    others = other_ends(rows)
     return [
         [
-            row.label,
+            *([row.label] if len(table.conditions) > 1 else []),
             row.title,
             *([row.measure.name] if several_measures(rows) else []),
             told(row.ours),
             told(row.printed),
             "–" if row.difference is None else f"{row.difference:+.2f}",
-            *(told(row.at(end)) for end in row.measure.ends[1:]),
+            *(told(row.at(end)) for end in others),
             str(len(row.seeds)) if row.seeds else "–",
             "missed: " + "; ".join(row.missed) if row.missed else "" if row.seeds else "printed only",
         ]
@@ -203,14 +216,14 @@ def told_in_overview(row: Row | None) -> str:
 def markdown(content: Content) -> str:
     """The page: circumstances, tables of every data set, settings, and what was reached."""
     table, rows = content.table, content.rows
-    headline, lacking = summary(rows, content.cells, content.runs)
+    headline, lacking = summary(table, rows, content.cells, content.runs)
     own = folders(content.runs)
     lines = [f"# {table.title}", "", f"Compared with: {table.source}.", ""]
     lines += [*circumstances([r.record for r in own], [r.job for r in own if r.job], content.command), ""]
     lines += [line for rule in rules(content) for line in (rule, "")]
     for dataset in dict.fromkeys(row.dataset for row in rows):
         mine = [row for row in rows if row.dataset == dataset]
-        lines += [f"## {dataset}", ""]
+        lines += [f"## {table.called(dataset)}", ""]
         for measure in dict.fromkeys(row.measure for row in mine):
             labels, grid = overview(table, [row for row in mine if row.measure == measure])
             if len(labels) > 1:
@@ -218,8 +231,7 @@ def markdown(content: Content) -> str:
                 lines += [f"Ours / paper{named}:", ""]
                 entries = [[next(r for r in line if r).title, *map(told_in_overview, line)] for line in grid]
                 lines += [*markdown_table(("method", *labels), entries, left=1), ""]
-        left = 3 if several_measures(mine) else 2
-        lines += [*markdown_table(columns_of(table, mine), table_lines(table, mine), left), ""]
+        lines += [*markdown_table(columns_of(table, mine), table_lines(table, mine), lead_of(table, mine)), ""]
     lines += ["## Settings", "", run_options(own), ""]
     lines += [*markdown_table(SETTINGS_COLUMNS, settings_lines(rows, own), left=7), "", "## Reached", ""]
     lines += [*(f"- {line}" for line in lacking), *([""] if lacking else []), f"{headline}.", ""]
@@ -305,5 +317,5 @@ def write(
     for ending, text in texts.items():
         paths.append(report.with_name(report.name + ending))
         checkpoint.write_text(paths[-1], text)
-    headline, lacking = summary(rows, cells, runs)
+    headline, lacking = summary(table, rows, cells, runs)
     return paths, [headline, *lacking]

@@ -169,19 +169,21 @@ def rows_of(table: Table, runs: Sequence[Finished]) -> list[Row]:
 
 
 def measured(table: Table, runs: Sequence[Finished]) -> list[Row]:
-    """The rows of one cell."""
+    """The rows of one cell. Where nothing was held out, ``best_val`` is the last epoch and not shown apart."""
     cell, record = runs[0].cell, runs[0].record
+    held = all("valid" in run.record for run in runs)
     wrong = record["noise"]["rate"]
     common: dict[str, Any] = {
         "rate": cell.rate,
         "seeds": tuple(sorted(run.cell.settings.seed for run in runs)),
-        "valid": statistics.fmean(r.accuracy("valid", "best_val") for r in runs) if "valid" in record else None,
+        "valid": statistics.fmean(r.accuracy("valid", "best_val") for r in runs) if held else None,
         "wrong": None if wrong is None else 100 * wrong,
         "seconds": statistics.fmean(run.record["seconds"]["train"] for run in runs),
     }
     rows = []
     for measure in table.measures:
-        ends = {end: over(run.value(measure.of(cell.dataset), end) for run in runs) for end in measure.ends}
+        shown = measure.ends if held else measure.ends[:1]
+        ends = {end: over(run.value(measure.of(cell.dataset), end) for run in runs) for end in shown}
         rows.append(bare(table, cell.dataset, cell.condition, cell.entry, measure, **common, **ends))
     return rows
 
@@ -234,13 +236,15 @@ def judged(table: Table, row: Row, rows: Sequence[Row]) -> Row:
     return replace(row, missed=tuple(missed), required=required)
 
 
-def summary(rows: Sequence[Row], cells: Sequence[Cell], runs: Sequence[Finished]) -> tuple[str, list[str]]:
+def summary(
+    table: Table, rows: Sequence[Row], cells: Sequence[Cell], runs: Sequence[Finished]
+) -> tuple[str, list[str]]:
     """What was reached, in a line; and a line for whatever was missed or has not been run."""
     required = [row for row in rows if row.required]
     good = sum(not row.missed for row in required)
     several = len({row.measure for row in rows}) > 1
     lines = [
-        f"{place_of(row.dataset, row.label)}, {row.title}"
+        f"{place_of(table.called(row.dataset), row.label)}, {row.title}"
         f"{', ' + row.measure.name if several else ''}: {'; '.join(row.missed)}"
         for row in rows
         if row.missed
@@ -251,7 +255,7 @@ def summary(rows: Sequence[Row], cells: Sequence[Cell], runs: Sequence[Finished]
         if cell.name not in done:
             rate = f" at {cell.rate:g}" if len({c.rate for c in cells if c.group == cell.group}) > 1 else ""
             text = f"{cell.entry.title} seed {cell.settings.seed}{rate}"
-            waiting.setdefault(place_of(cell.dataset, cell.condition.title), []).append(text)
+            waiting.setdefault(place_of(table.called(cell.dataset), cell.condition.title), []).append(text)
     lines += [f"{place}: not finished: {', '.join(texts)}" for place, texts in waiting.items()]
     return f"{good} of {len(required)} cells reach what is required of them", lines
 

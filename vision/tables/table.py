@@ -170,6 +170,11 @@ class Table:
         """The entry of that key, or ``None``."""
         return next((entry for entry in getattr(self, axis) if entry.key == key), None)
 
+    def called(self, dataset: str) -> str:
+        """A data set's name for people, by its key."""
+        entry = self.entry("datasets", dataset)
+        return dataset if entry is None else entry.title
+
     @property
     def compared(self) -> Measure:
         """The measure that comes first."""

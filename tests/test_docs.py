@@ -81,7 +81,7 @@ def shortened(text: str) -> str:
     if re.match(r"\S*recdenoise (train|tune|benchmark \w)", text) and "--resume" not in text and "epochs=" not in text:
         text += " --set epochs=1"
     if re.match(r"recdenoise vision benchmark (?!figure)\w", text) and "--report-only" not in text:
-        text += " --network resnet20 --images 200 --valid 0.2 --epochs 2 --seeds 1"
+        text += " --network resnet20 --images 200 --valid 0.2 --epochs 2 --seeds 1 --set batch_size=32"
     if "benchmarks.vision_small" in text:
         text += " --epochs 1 --seeds 1 --methods normal elr"
     if "benchmarks.bias_small" in text:

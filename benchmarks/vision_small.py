@@ -58,7 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mixup": {},
     "itlm": {"keep": 0.64, "round_epochs": 4},
     "pes": {},
-    "sop": {},
+    "sop": {"lr_u": 20.0, "lr_v": 200.0},  # 300 epochs' growth in 15
 }
 """Options that differ from a method's defaults: the true noise rate, and times that fit a short run."""
 

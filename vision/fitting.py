@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import recdenoise
 from recdenoise import checkpoint
+from recdenoise.denoisers import DenoiserConfig
 from recdenoise.errors import UserError
 from recdenoise.observer import Observer
 from vision import methods
@@ -202,18 +203,7 @@ def fit(
     rows, learned, others, further = gather(whole, valid, test, tests, clean, seed)
     device = train_options.torch_device()
     augment = augmentation(learned, train_options)
-    settings: dict[str, Any] = {
-        "model": model if isinstance(model, str) else None,
-        "method": {"name": chosen.name, **config.to_dict()},
-        "options": train_options.to_dict(),
-        "seed": seed,
-        "n_classes": whole.n_classes,
-        "n_rows": len(learned),
-        "shape": list(whole.images.shape[1:]),
-        "augment": {n: getattr(augment, n) for n in ("mean", "std", "crop_pad", "flip", "cutout", "policy", "frame")},
-        "attributes": {name: int(values.max()) for name, values in learned.attributes.items()},
-        "class_names": None if whole.class_names is None else list(whole.class_names),
-    }
+    settings = described(model, chosen.name, config, train_options, seed, whole, learned, augment)
     moved = {name: on_device(data, device) for name, data in others.items()}
     sources = {"clean": moved["clean"]} if clean is not None else {}
     parts = {name: on_device(data, device) for name, data in further.items()}
@@ -227,6 +217,31 @@ def fit(
         loop.observer.on_note(note)
     history = run.train(loop)
     return FitResult(run, settings, in_order(run, rows), rows, run.measure_all(), history)
+
+
+def described(
+    model: Model,
+    method: str,
+    config: DenoiserConfig,
+    options: TrainOptions,
+    seed: int,
+    whole: ImageData,
+    learned: ImageData,
+    augment: Augment,
+) -> dict[str, Any]:
+    """What a result keeps of how it was trained, in plain types: all that loading it again needs."""
+    return {
+        "model": model if isinstance(model, str) else None,
+        "method": {"name": method, **config.to_dict()},
+        "options": options.to_dict(),
+        "seed": seed,
+        "n_classes": whole.n_classes,
+        "n_rows": len(learned),
+        "shape": list(whole.images.shape[1:]),
+        "augment": {n: getattr(augment, n) for n in ("mean", "std", "crop_pad", "flip", "cutout", "policy", "frame")},
+        "attributes": {name: int(values.max()) for name, values in learned.attributes.items()},
+        "class_names": None if whole.class_names is None else list(whole.class_names),
+    }
 
 
 def gather(

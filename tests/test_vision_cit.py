@@ -363,6 +363,8 @@ def test_other_settings_resume_bit_for_bit(options: dict[str, Any], tmp_path: Pa
         ({"splitter": "patern"}, "patern"),
         ({"setting": "cti"}, "one of cit, baseline"),
         ({"prior": "even"}, "'prior' of denoiser cit is 'even'"),
+        ({"prior": "observed"}, "'prior' is 'observed', which only contexts: stratify_b"),
+        ({"prior": "observed", "contexts": "stratify_b", "setting": "obj_all_bg"}, "with setting: cit reads"),
     ],
 )
 def test_bad_options_get_one_sentence(options: dict[str, Any], message: str) -> None:

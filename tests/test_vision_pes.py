@@ -130,6 +130,7 @@ def test_late_layers_that_cannot_be(late: list[str], message: str) -> None:
         ({"head_epochs": -1}, "head_epochs"),
         ({"refit_lr": 0.0}, "refit_lr"),
         ({"late": [3]}, "late"),
+        ({"late": ["body"], "refit_epochs": 0}, "refit_epochs: 0 leaves as they are"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:

@@ -15,7 +15,8 @@ from recdenoise.options import require
 
 @dataclass(frozen=True)
 class CDRConfig(DenoiserConfig):
-    """Options of CDR. The paper: 100 epochs of SGD 0.01, batch 32, decay 1e-3, stopped early on validation."""
+    """Options of CDR. The paper: 100 epochs of SGD 0.01, batch 32, decay 1e-3, stopped early on validation; for CIFAR
+    the authors' program takes 200 epochs in batches of 64, times 0.1 at 40 and 80."""
 
     noise_rate: float = 0.2
     """tau: the share of wrong labels, known or estimated; the share 1 - tau of the weights is critical."""

@@ -93,6 +93,12 @@ class CITConfig(DenoiserConfig):
         require(self.train_blocks >= 0, "train_blocks", self.train_blocks, "zero or more")
         require(self.mix_alpha > 0, "mix_alpha", self.mix_alpha, "above 0")
         require(0 < self.mix_probability <= 1, "mix_probability", self.mix_probability, "above 0 and at most 1")
+        read = self.contexts == "stratify_b" and self.setting == "cit"
+        if self.prior != "uniform" and not read:
+            raise UserError(
+                f"Option 'prior' is {self.prior!r}, which only contexts: stratify_b with setting: cit reads; name it, "
+                "or leave the prior out."
+            )
         need = {**dict.fromkeys(SINGLE, "single"), **dict.fromkeys(DOUBLE, "double")}.get(self.setting)
         if need is not None and self.branches not in (None, need):
             raise UserError(f"Option 'branches' is {self.branches!r}; the setting {self.setting} needs {need} or null.")

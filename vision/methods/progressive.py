@@ -61,6 +61,10 @@ class ProgressiveConfig(DenoiserConfig):
         require(self.refit_lr > 0, "refit_lr", self.refit_lr, "above 0")
         named = self.late is None or all(isinstance(layer, str) and layer for layer in self.late)
         require(named, "late", self.late, "a list of layers by their names, or null")
+        if self.late and not self.refit_epochs:
+            raise UserError(
+                "Option 'late' names layers that refit_epochs: 0 leaves as they are; set refit_epochs to 1 or more."
+            )
 
 
 def class_weights(label: Tensor, n_classes: int, most: float | None = None) -> Tensor:

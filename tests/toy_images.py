@@ -86,3 +86,8 @@ def build(name: str, task: ImageTask, options: dict[str, Any] | None = None, bri
     """A method by name; ``brief`` adds the options at which three epochs show everything it does."""
     method = methods.get(name)
     return method(task, {**(method.brief if brief else {}), **(options or {})}).to(task.device)
+
+
+def cross_entropies(logits: Tensor, label: Tensor) -> list[float]:
+    """Of every row with its label, one by one."""
+    return [float(-torch.log_softmax(row, 0)[y]) for row, y in zip(logits.detach(), label.tolist(), strict=True)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -26,24 +25,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.vision_small import as_csv
+from benchmarks.pages import ADAM, deviation, facts, seeds_of, told, write
 from recdenoise import checkpoint
 from recdenoise.reports.report_text import markdown_table
-from recdenoise.reports.workers import machine
 
 DATASET = "colored-mnist:0.99"
 IMAGES = 10_000
-RUN: dict[str, Any] = {
-    "epochs": 12,
-    "optimizer": "adam",
-    "lr": 0.01,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "batch_size": 128,
-    "crop_pad": 0,
-    "flip": False,
-    "device": "cpu",
-}
+RUN: dict[str, Any] = {"epochs": 12, **ADAM, "lr": 0.01, "batch_size": 128}
 """The run's options, the same for all methods. The learning rate is DFA's; LfF trains longer, with a tenth of it."""
 
 
@@ -143,10 +131,6 @@ def one_run(name: str, seed: int, out: Path, dataset: str, images: int | None, o
 
 def summarise(results: Sequence[Result]) -> list[Line]:
     """A line for each case, in the order of :data:`CASES`."""
-
-    def spread(values: Sequence[float]) -> float:
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
     lines = []
     for name in CASES:
         runs = [r for r in results if r.case == name]
@@ -154,7 +138,7 @@ def summarise(results: Sequence[Result]) -> list[Line]:
             unbiased, conflicting = [r.unbiased for r in runs], [r.conflicting for r in runs]
             rest = ("weight_aligned", "weight_conflicting", "processor_seconds")
             means = [statistics.fmean(getattr(r, value) for r in runs) for value in rest]
-            ends = [statistics.fmean(unbiased), spread(unbiased), statistics.fmean(conflicting), spread(conflicting)]
+            ends = [call(values) for values in (unbiased, conflicting) for call in (statistics.fmean, deviation)]
             lines.append(Line(name, len(runs), *ends, *means))
     return lines
 
@@ -177,7 +161,6 @@ def page(
     lines: Sequence[Line], results: Sequence[Result], dataset: str, images: int, options: Mapping[str, Any]
 ) -> str:
     """The report in Markdown."""
-    from recdenoise.run_files import versions
 
     def percent(mean: float, deviation: float) -> str:
         return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
@@ -185,24 +168,12 @@ def page(
     rows = []
     for line in lines:
         case = CASES[line.case]
-        told = ", ".join(f"`{k}: {'null' if v is None else v}`" for k, v in case.options.items()) or "defaults"
         weights = [line.weight_aligned, line.weight_conflicting]
         shown = ["–" if math.isnan(w) else f"{w:.2f}" for w in weights]
         ends = [percent(line.unbiased, line.unbiased_std), percent(line.conflicting, line.conflicting_std)]
-        rows.append([case.title, f"`{case.network}`", told, *ends, *shown, f"{line.seconds:.0f}"])
+        rows.append([case.title, f"`{case.network}`", told(case.options), *ends, *shown, f"{line.seconds:.0f}"])
     columns = ["method", "network", "options", "unbiased test", "bias-conflicting test"]
     columns += ["weight, aligned", "weight, conflicting", "processor s a run"]
-    here = machine()
-    said = ", ".join(f"`{key}: {value}`" for key, value in {**RUN, **options}.items())
-    typed = shlex.join(["python", "-m", "benchmarks.bias_small", *sys.argv[1:]])
-    facts = [
-        f"- Command: `{typed}`, {time.strftime('%Y-%m-%d')}",
-        f"- Seeds: {', '.join(str(seed) for seed in sorted({r.seed for r in results}))}; `{dataset}`, {images} "
-        "training images drawn by the seed, none held out; the last epoch's weights",
-        f"- Run: {said}",
-        "- Versions: " + ", ".join(f"{k} {v}" for k, v in versions(("torch", "numpy")).items()),
-        f"- Machine: {here['platform']}, {here['processor']}, {here['cores']} cores; one torch thread, a run at a time",
-    ]
     about = (
         "Accuracy in percent, mean and standard deviation over seeds, and mean weights of training rows at the end. "
         "Networks with `_code` divide the images by 255 once more, as the public code of LfF and DFA does: that makes "
@@ -221,7 +192,12 @@ def page(
             "",
             *(f"- {text}" for text in sentences),
             "",
-            *facts,
+            *facts(
+                "bias_small",
+                f"Seeds: {seeds_of(results)}; `{dataset}`, {images} training images drawn by the seed, none held out; "
+                "the last epoch's weights",
+                f"Run: {told({**RUN, **options})}",
+            ),
             "",
         ]
     )
@@ -252,11 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = one_run(name, seed, typed.runs / f"{name}-{seed}", typed.dataset, typed.images, changed)
             results.append(result)
             lines = summarise(results)
-            typed.report.parent.mkdir(parents=True, exist_ok=True)
             text = page(lines, results, typed.dataset, typed.images, changed)
-            checkpoint.write_text(Path(f"{typed.report}.md"), text)
-            checkpoint.write_text(Path(f"{typed.report}.csv"), as_csv(lines))
-            checkpoint.write_text(Path(f"{typed.report}-runs.csv"), as_csv(results))
+            write(typed.report, text, rows=lines, runs=results)
             print(
                 f"{name:12} seed {seed}  unbiased {result.unbiased:.4f}  conflicting {result.conflicting:.4f}  "
                 f"{result.processor_seconds:6.1f} s of processor, load {os.getloadavg()[0]:.1f}",

@@ -12,11 +12,7 @@ where it holds for means over seeds. Exit status: 1 where every run was made and
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
-import shlex
 import statistics
 import sys
 import time
@@ -28,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import processor
+from benchmarks.pages import ADAM, facts, percent, seeds_of, told, write
 from recdenoise import checkpoint
 from recdenoise.errors import UserError
 from recdenoise.reports.report_text import markdown_table
-from recdenoise.run_files import versions
 from recdenoise.seeds import generator
 from vision import fit
 from vision.data import ImageData, load
@@ -54,18 +49,7 @@ LOSSES["Algorithm 1"] = ("stratify_b_drawn", "stratify_c_given_a_drawn")
 PLAIN = "plain"
 """Version of the images without frames, on which Normal alone is run."""
 
-RUN: dict[str, Any] = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "step",
-    "batch_size": 64,
-    "crop_pad": 2,
-    "flip": False,
-    "channels_last": True,
-    "device": "cpu",
-    "keep": "last",
-}
+RUN: dict[str, Any] = {**ADAM, "schedule": "step", "crop_pad": 2, "channels_last": True, "keep": "last"}
 """The run's options, the same for all."""
 CHANNELS = (16, 32, 64)
 NEAR, BELOW, AGREE = 0.1, 0.03, 0.02
@@ -182,9 +166,9 @@ def claims(results: Sequence[Result], n_classes: int) -> list[tuple[str, bool]]:
             forms = [form for form in (mean(results, version, method) for method in methods) if form is not None]
             if plain is None or len(forms) < 2:
                 continue
-            told = " and ".join(f"{100 * form:.1f} %" for form in forms)
+            both = " and ".join(f"{100 * form:.1f} %" for form in forms)
             text = (
-                f"{name}: both forms of CIT by {loss}, {told}, reach Normal without frames, {100 * plain:.1f} %, less "
+                f"{name}: both forms of CIT by {loss}, {both}, reach Normal without frames, {100 * plain:.1f} %, less "
             )
             said.append((f"{text}{100 * BELOW:g} points", min(forms) >= plain - BELOW))
             text = f"{name}: by {loss} they are within {100 * AGREE:g} points of each other"
@@ -200,14 +184,10 @@ def page(results: Sequence[Result], typed: argparse.Namespace, n_classes: int) -
         runs = [each for each in results if (each.version, each.method) == (version, method)]
         cells = []
         for value in ("accuracy", "object_only", "background_only"):
-            numbers = [100 * getattr(each, value) for each in runs]
-            spread = f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
-            cells.append("–" if numbers[0] < 0 else f"{statistics.fmean(numbers):.1f}{spread}")
+            shares = [getattr(each, value) for each in runs]
+            cells.append("–" if shares[0] < 0 else percent(shares))
         seconds = statistics.fmean(each.seconds for each in runs)
         rows.append(["none" if version == PLAIN else version.upper(), METHODS[method][0], *cells, f"{seconds:.0f}"])
-    said = ", ".join(f"`{key}: {value}`" for key, value in {"epochs": typed.epochs, **RUN}.items())
-    command = shlex.join(["python", "-m", "benchmarks.cit_small", *sys.argv[1:]])
-    seeds = ", ".join(str(seed) for seed in sorted({each.seed for each in results}))
     return "\n".join(
         [
             f"# {typed.dataset}: training through misleading frames",
@@ -219,23 +199,16 @@ def page(results: Sequence[Result], typed: argparse.Namespace, n_classes: int) -
             "",
             *[f"- {'Holds' if held else '**Does not hold**'}: {text}." for text, held in claims(results, n_classes)],
             "",
-            f"- Command: `{command}`, {time.strftime('%Y-%m-%d')}",
-            f"- Seeds: {seeds}; {typed.images} training images, drawn by the seed; {typed.test_images} test images",
-            f"- Network: three convolutions of stride 2 with {', '.join(map(str, CHANNELS))} channels. Run: {said}",
-            "- Versions: " + ", ".join(f"{key} {value}" for key, value in versions(("torch", "numpy")).items()),
-            f"- Machine: {processor()}, {os.cpu_count()} cores; one torch thread",
+            *facts(
+                "cit_small",
+                f"Seeds: {seeds_of(results)}; {typed.images} training images, drawn by the seed; {typed.test_images} "
+                "test images",
+                f"Network: three convolutions of stride 2 with {', '.join(map(str, CHANNELS))} channels",
+                f"Run: {told({'epochs': typed.epochs, **RUN})}",
+            ),
             "",
         ]
     )
-
-
-def as_csv(results: Sequence[Result]) -> str:
-    """A row a run."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(asdict(results[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(each) for each in results)
-    return file.getvalue()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -263,9 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in range(typed.seeds):
             for version, method in [(PLAIN, "normal"), *((v, m) for v in typed.versions for m in typed.methods)]:
                 results.append(one_run(version, method, seed, typed))
-                typed.report.parent.mkdir(parents=True, exist_ok=True)
-                checkpoint.write_text(Path(f"{typed.report}.md"), page(results, typed, n_classes))
-                checkpoint.write_text(Path(f"{typed.report}.csv"), as_csv(results))
+                write(typed.report, page(results, typed, n_classes), rows=results)
                 last = results[-1]
                 print(f"{version:6} {method:20} seed {seed}  {last.accuracy:.4f}  {last.seconds:.0f} s", flush=True)
     except UserError as error:

@@ -16,11 +16,8 @@ feature, mean over features. A claim holds where it holds for the mean over the 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
-import shlex
 import statistics
 import sys
 import time
@@ -33,11 +30,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from benchmarks.turns import processor
+from benchmarks.pages import ADAM, facts, percent, seeds_of, told, write
 from recdenoise import checkpoint
 from recdenoise.errors import UserError
 from recdenoise.reports.report_text import markdown_table
-from recdenoise.run_files import versions
 from recdenoise.seeds import generator
 from vision import fit
 from vision.data import ImageData, load
@@ -55,18 +51,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What is compared: how the table calls it, and the method."""
 
-RUN: dict[str, Any] = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "batch_size": 64,
-    "crop_pad": 0,
-    "flip": False,
-    "channels_last": True,
-    "device": "cpu",
-    "keep": "last",
-}
+RUN: dict[str, Any] = {**ADAM, "channels_last": True, "keep": "last"}
 """The run's options, the same for all variants."""
 
 POINTS = 0.05
@@ -250,12 +235,10 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
         runs = [result for result in results if result.variant == variant]
         if not runs:
             continue
-        accuracy = [100 * result.accuracy for result in runs]
-        spread = statistics.stdev(accuracy) if len(runs) > 1 else 0.0
         values = [f"{mean_of(runs, variant, name):.3f}" for name in measures]
-        told = ", ".join(f"`{key}: {str(value).lower()}`" for key, value in method.items())
         seconds = f"{mean_of(runs, variant, 'processor_seconds'):.0f}"
-        rows.append([title, told, str(len(runs)), f"{statistics.fmean(accuracy):.1f} ± {spread:.1f}", *values, seconds])
+        accuracy = percent([result.accuracy for result in runs])
+        rows.append([title, told(method), str(len(runs)), accuracy, *values, seconds])
     columns = [
         "variant",
         "method",
@@ -264,7 +247,6 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
         *(name.replace("_", " ") for name in measures),
         "processor s a run",
     ]
-    settings = ", ".join(f"`{key}: {str(value).lower()}`" for key, value in {"epochs": typed.epochs, **RUN}.items())
     return "\n".join(
         [
             "# DeNLL where noisy labels go with the background",
@@ -279,26 +261,17 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
             "",
             *(f"- {'Holds' if held else '**Does not hold**'}: {words}." for words, held in claims(results)),
             "",
-            f"- Command: `{shlex.join(['python', '-m', 'benchmarks.denll_background', *sys.argv[1:]])}`, "
-            f"{time.strftime('%Y-%m-%d')}",
-            f"- Seeds: {', '.join(map(str, sorted({result.seed for result in results})))}; each draws images, hues, "
-            "places, replaced labels and weights, the same for all variants",
-            f"- Network: four 3x3 convolutions of {', '.join(map(str, (*CHANNELS, CHANNELS[-1])))} channels with norms",
-            f"- Run: {settings}",
-            "- Versions: " + ", ".join(f"{k} {v}" for k, v in versions(("torch", "numpy")).items()),
-            f"- Machine: {processor()}; one torch thread a run",
+            *facts(
+                "denll_background",
+                f"Seeds: {seeds_of(results)}; each draws images, hues, places, replaced labels and weights, the same "
+                "for all variants",
+                f"Network: four 3x3 convolutions of {', '.join(map(str, (*CHANNELS, CHANNELS[-1])))} channels, with "
+                "norms",
+                f"Run: {told({'epochs': typed.epochs, **RUN})}",
+            ),
             "",
         ]
     )
-
-
-def as_csv(results: Sequence[Result]) -> str:
-    """A row a run."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Result)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(result) for result in results)
-    return file.getvalue()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -340,9 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(error, file=sys.stderr)
                 return 2
             results.append(result)
-            typed.report.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(Path(f"{typed.report}.md"), page(results, typed))
-            checkpoint.write_text(Path(f"{typed.report}.csv"), as_csv(results))
+            write(typed.report, page(results, typed), rows=results)
             print(
                 f"{variant:12} seed {seed}  accuracy {result.accuracy:.4f}  background {result.background:.3f} "
                 f"{result.background_over_images:.3f}  foreground {result.foreground:.3f} "

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
-import shlex
 import statistics
 import sys
 import time
@@ -26,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.turns import processor
-from recdenoise import checkpoint
+from benchmarks.pages import ADAM, facts, told, write
 from recdenoise.denoisers import Stage
 from recdenoise.detection import auc
 from recdenoise.reports.report_text import markdown_table
@@ -36,16 +32,7 @@ from vision.methods.dividemix import DivideMix
 LEAST = 0.9
 """What the area must be above, after the warm-up."""
 IMAGES, NOISE, NETWORK, WARM = 5000, "symmetric-any:0.4", "convnet2", 3
-RUN: dict[str, Any] = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "batch_size": 64,
-    "crop_pad": 0,
-    "flip": False,
-    "device": "cpu",
-}
+RUN: dict[str, Any] = dict(ADAM)
 """The run's options."""
 
 
@@ -131,15 +118,13 @@ def firsts(found: Sequence[Division], warm: int) -> dict[int, float]:
 
 def page(found: Sequence[Division], typed: argparse.Namespace, words: Sequence[str], seconds: float) -> str:
     """The report in Markdown."""
-    from recdenoise.run_files import versions
-
     rows = [
         [str(d.seed), str(d.epoch), d.network, f"{d.auc:.4f}", f"{d.labelled:.3f}", f"{d.right:.3f}", f"{d.wrong:.3f}"]
         for d in found
     ]
     columns = ["seed", "at the beginning of epoch", "network", "AUC", "labelled", "right among them", "wrong in all"]
     areas = firsts(found, typed.warm)
-    told = ", ".join(f"{area:.4f} (seed {seed})" for seed, area in areas.items())
+    each = ", ".join(f"{area:.4f} (seed {seed})" for seed, area in areas.items())
     return "\n".join(
         [
             f"# {typed.dataset}: how DivideMix's mixtures separate wrong labels from right ones",
@@ -149,29 +134,21 @@ def page(found: Sequence[Division], typed: argparse.Namespace, words: Sequence[s
             "that are labelled, of right labels among these, and of "
             "wrong labels in all rows.",
             "",
-            f"After the warm-up, mean of both networks: {told}; required above {LEAST:g}.",
+            f"After the warm-up, mean of both networks: {each}; required above {LEAST:g}.",
             "",
             *markdown_table(columns, rows),
             "",
-            f"- Command: `python -m benchmarks.mixture_auc {shlex.join(words)}`".rstrip(" `")
-            + "`, "
-            + time.strftime("%Y-%m-%d"),
-            f"- {typed.images} images, noise `{NOISE}`, network `{NETWORK}`, warm-up of {typed.warm} epochs, "
-            + ", ".join(f"`{key}: {value}`" for key, value in RUN.items()),
-            "- Versions: " + ", ".join(f"{k} {v}" for k, v in versions(("torch", "scikit-learn", "numpy")).items()),
-            f"- {processor()}, one torch thread: {seconds:.0f} s of processor time in all",
+            *facts(
+                "mixture_auc",
+                f"{typed.images} images, noise `{NOISE}`, network `{NETWORK}`, warm-up of {typed.warm} epochs, "
+                f"{told(RUN)}",
+                f"{seconds:.0f} s of processor time in all",
+                packages=("torch", "scikit-learn", "numpy"),
+                typed=words,
+            ),
             "",
         ]
     )
-
-
-def as_csv(found: Sequence[Division]) -> str:
-    """A row a division."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(vars(found[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(division) for division in found)
-    return file.getvalue()
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -207,9 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 flush=True,
             )
     areas = firsts(found, typed.warm)
-    typed.report.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(Path(f"{typed.report}.md"), page(found, typed, words, time.process_time() - started))
-    checkpoint.write_text(Path(f"{typed.report}.csv"), as_csv(found))
+    write(typed.report, page(found, typed, words, time.process_time() - started), rows=found)
     met = all(area > LEAST for area in areas.values())
     print(f"After the warm-up: {', '.join(f'{area:.4f}' for area in areas.values())}; required above {LEAST:g}.")
     return 0 if met else 1

@@ -12,11 +12,8 @@ method was run and fewer than five are ahead, else 0.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -27,25 +24,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.pages import ADAM, deviation, facts, seeds_of, told, write
 from recdenoise import checkpoint
 from recdenoise.reports.report_text import markdown_table
-from recdenoise.reports.workers import machine
 
 IMAGES = 5000
 NOISE = "symmetric-any:0.4"
 NETWORK = "convnet2"
 VALID = 0.1
-RUN: dict[str, Any] = {
-    "epochs": 15,
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "batch_size": 64,
-    "crop_pad": 0,
-    "flip": False,
-    "device": "cpu",
-}
+RUN: dict[str, Any] = {"epochs": 15, **ADAM}
 """The run's options, the same for all methods; long enough without augmentation for Normal to memorise."""
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -140,7 +127,7 @@ def summarise(results: Sequence[Result]) -> list[Line]:
         if not runs:
             continue
         ends = [[r.last for r in runs], [r.best_val for r in runs]]
-        spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in ends]
+        spread = [deviation(values) for values in ends]
         gaps = [r.last - normal[r.seed] for r in runs if r.seed in normal and method != "normal"]
         error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
         lines.append(
@@ -161,31 +148,18 @@ def summarise(results: Sequence[Result]) -> list[Line]:
 
 def page(lines: Sequence[Line], results: Sequence[Result], dataset: str, options: Mapping[str, Any]) -> str:
     """The report in Markdown."""
-    from recdenoise.run_files import versions
     from vision import methods
 
     columns = ["method", "options", "last", "best_val", "last, over Normal", "clear", "processor s a run"]
     rows = []
     for line in lines:
-        told = ", ".join(f"`{key}: {value}`" for key, value in METHODS[line.method].items()) or "defaults"
         gap = "–"
         if line.ahead is not None:
             gap = f"{100 * line.ahead:+.1f}" + ("" if math.isinf(line.error) else f" (error {100 * line.error:.1f})")
         verdict = "" if line.method == "normal" else "yes" if line.clear else "**no**"
         numbers = [f"{100 * line.last:.1f} ± {100 * line.last_std:.1f}"]
         numbers += [f"{100 * line.best_val:.1f} ± {100 * line.best_val_std:.1f}", gap, verdict, f"{line.seconds:.0f}"]
-        rows.append([methods.get(line.method).title, told, *numbers])
-    here = machine()
-    said = ", ".join(f"`{key}: {value}`" for key, value in {**RUN, **options}.items())
-    typed = shlex.join(["python", "-m", "benchmarks.vision_small", *sys.argv[1:]])
-    facts = [
-        f"- Command: `{typed}`, {time.strftime('%Y-%m-%d')}",
-        f"- Seeds: {', '.join(str(seed) for seed in sorted({r.seed for r in results}))}; noise `{NOISE}`; network "
-        f"`{NETWORK}`; a share of {VALID} of the images validates, with labels as noisy; the test labels are clean",
-        f"- Run: {said}",
-        "- Versions: " + ", ".join(f"{k} {v}" for k, v in versions(("torch", "numpy")).items()),
-        f"- Machine: {here['platform']}, {here['processor']}, {here['cores']} cores; one torch thread, a run at a time",
-    ]
+        rows.append([methods.get(line.method).title, told(METHODS[line.method]), *numbers])
     ahead = sum(line.clear for line in lines)
     others = sum(line.method != "normal" for line in lines)
     return "\n".join(
@@ -200,28 +174,21 @@ def page(lines: Sequence[Line], results: Sequence[Result], dataset: str, options
             "",
             f"{ahead} of {others} methods are ahead of Normal by a clear margin.",
             "",
-            *facts,
+            *facts(
+                "vision_small",
+                f"Seeds: {seeds_of(results)}; noise `{NOISE}`; network `{NETWORK}`; a share of {VALID} of the images "
+                "validates, with labels as noisy; the test labels are clean",
+                f"Run: {told({**RUN, **options})}",
+            ),
             "",
         ]
     )
 
 
-def as_csv(items: Sequence[Any]) -> str:
-    """Dataclasses of one kind as CSV, a row each."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(vars(items[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(item) for item in items)
-    return file.getvalue()
-
-
 def write_report(report: Path, results: Sequence[Result], dataset: str, options: Mapping[str, Any]) -> list[Line]:
     """Write the page and both tables; returns the lines."""
     lines = summarise(results)
-    report.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(Path(f"{report}.md"), page(lines, results, dataset, options))
-    checkpoint.write_text(Path(f"{report}.csv"), as_csv(lines))
-    checkpoint.write_text(Path(f"{report}-runs.csv"), as_csv(results))
+    write(report, page(lines, results, dataset, options), rows=lines, runs=results)
     return lines
 
 

@@ -169,7 +169,8 @@ def correlations(fitted: FitResult, test: Scenes) -> dict[str, float]:
 def one_run(variant: str, seed: int, typed: argparse.Namespace) -> Result:
     """Train, or read what is finished."""
     folder: Path = typed.runs / f"{variant}-{seed}"
-    done, settings = folder / "result.json", {k: getattr(typed, k) for k in ("images", "test", "rate", "epochs")}
+    done, asked = folder / "result.json", ("images", "test", "rate", "epochs", "schedule")
+    settings = {name: getattr(typed, name) for name in asked}
     if done.is_file():
         record = json.loads(done.read_text("utf-8"))
         if record["settings"] != settings:
@@ -190,7 +191,7 @@ def one_run(variant: str, seed: int, typed: argparse.Namespace) -> Result:
         seed=seed,
         epochs=typed.epochs,
         checkpoint_path=folder / "checkpoint.pt",
-        **RUN,
+        **{**RUN, "schedule": typed.schedule},
     )
     spent, processed = time.perf_counter() - started, time.process_time() - used
     accuracy = fitted.measured["test"]["last"]["accuracy"]
@@ -267,7 +268,7 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
                 "for all variants",
                 f"Network: four 3x3 convolutions of {', '.join(map(str, (*CHANNELS, CHANNELS[-1])))} channels, with "
                 "norms",
-                f"Run: {told({'epochs': typed.epochs, **RUN})}",
+                f"Run: {told({'epochs': typed.epochs, **RUN, 'schedule': typed.schedule})}",
             ),
             "",
         ]
@@ -285,6 +286,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=2000, help="test images (default 2000)")
     parser.add_argument("--rate", type=float, default=0.3, help="share of replaced labels (default 0.3)")
     parser.add_argument("--epochs", type=int, default=12, help="of every run (default 12)")
+    parser.add_argument(
+        "--schedule",
+        choices=["constant", "cosine"],
+        default=RUN["schedule"],
+        help="of the learning rate (default constant); a cosine to zero makes the last epoch less a matter of chance",
+    )
     parser.add_argument("--finished", action="store_true", help="train nothing: report the runs that are finished")
     parser.add_argument("--root", help="folder of data sets (default the usual places)")
     parser.add_argument("--runs", type=Path, default=Path("runs/denll-background"), help="folder of the runs")

@@ -1,9 +1,10 @@
 """Does DeNLL look at the object where labels go with the background? Its host, DeNLL, and DeNLL without its parts.
 
-Run ``python -m benchmarks.denll_background``. The data are made of Fashion-MNIST: each object, at half its size, stands
-at a random place of a 28 x 28 image of one of ten hues, drawn whatever the class is. A share of the training labels is
-replaced by the number of the hue, so that noisy labels correlate with the background; the test labels are true. A
-variant and seed is a run of its own under ``--runs``: a finished one is not repeated and an interrupted one goes on.
+Run ``python -m benchmarks.denll_background``. The data are made of Fashion-MNIST, or MNIST: each object, at half its
+size, stands at a random place of a 28 x 28 image of one of ten hues, drawn whatever the class is. A share of the
+training labels is replaced by the number of the hue, so that noisy labels correlate with the background; the test
+labels are true. A variant and seed is a run of its own under ``--runs``: a finished one is not repeated and an
+interrupted one goes on.
 ``REPORT.md`` and ``REPORT.csv`` (a row a run) are written after every run.
 
 Accuracy is that of the last epoch's weights on the clean test set. The correlation is Pearson's, between the network's
@@ -38,6 +39,7 @@ from recdenoise.seeds import generator
 from vision import fit
 from vision.data import ImageData, load
 from vision.fitting import FitResult
+from vision.networks.denll import DeNLLNetwork
 from vision.networks.layers import pooled
 from vision.pictures.correlation import pearson
 
@@ -60,7 +62,9 @@ POINTS = 0.05
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run; accuracy is a share, the correlations lie within -1 and 1."""
+    """One finished run; accuracy is a share, the correlations lie within -1 and 1. ``mask_object`` and
+    ``mask_elsewhere`` are the mean of the mask over pixels of the object and over the others; not a number where there
+    is no mask."""
 
     variant: str
     seed: int
@@ -71,6 +75,8 @@ class Result:
     foreground_over_images: float
     train_seconds: float
     processor_seconds: float
+    mask_object: float = math.nan
+    mask_elsewhere: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,13 @@ class Scenes:
         data: the images, with labels that are partly the hue's number.
         foregrounds, backgrounds: ``(N, 3, SIZE, SIZE)`` uint8, the same objects on the mean colour, and the same images
             without objects.
+        objects: ``(N, 1, SIZE, SIZE)`` bool, the pixels of the object.
     """
 
     data: ImageData
     foregrounds: Tensor
     backgrounds: Tensor
+    objects: Tensor
 
 
 def hues() -> Tensor:
@@ -120,7 +128,7 @@ def scenes(source: ImageData, rate: float, draw: torch.Generator) -> Scenes:
     replaced = torch.rand(n, generator=draw) < rate
     labels = torch.where(replaced, hue, source.labels)
     data = ImageData(to_bytes(images), labels, CLASSES, true_labels=source.labels, name="scenes")
-    return Scenes(data, to_bytes(foregrounds), to_bytes(backgrounds))
+    return Scenes(data, to_bytes(foregrounds), to_bytes(backgrounds), objects > 0)
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -166,10 +174,24 @@ def correlations(fitted: FitResult, test: Scenes) -> dict[str, float]:
     return values
 
 
+@torch.no_grad()
+def masks(fitted: FitResult, test: Scenes) -> dict[str, float]:
+    """Mean of DeNLL's mask over the pixels of the objects, and over the others; nothing where there is no mask."""
+    run = fitted.run
+    if not isinstance(run.watched, DeNLLNetwork):
+        return {}
+    run.denoiser.eval()
+    images = test.data.images
+    assert isinstance(images, Tensor)
+    parts = [run.task.augmented(raw, torch.Generator(), train=False) for raw in images.split(500)]
+    mask = torch.cat([run.watched.mask(part).expand(len(part), -1, -1, -1) for part in parts])
+    return {"mask_object": mask[test.objects].mean().item(), "mask_elsewhere": mask[~test.objects].mean().item()}
+
+
 def one_run(variant: str, seed: int, typed: argparse.Namespace) -> Result:
     """Train, or read what is finished."""
     folder: Path = typed.runs / f"{variant}-{seed}"
-    done, asked = folder / "result.json", ("images", "test", "rate", "epochs", "schedule")
+    done, asked = folder / "result.json", ("dataset", "images", "test", "rate", "epochs", "schedule")
     settings = {name: getattr(typed, name) for name in asked}
     if done.is_file():
         record = json.loads(done.read_text("utf-8"))
@@ -178,7 +200,7 @@ def one_run(variant: str, seed: int, typed: argparse.Namespace) -> Result:
         return Result(**record["result"])
     folder.mkdir(parents=True, exist_ok=True)
     draw = generator("cpu", seed, "scenes")
-    whole, held = load("fashion-mnist", root=typed.root), load("fashion-mnist", root=typed.root, split="test")
+    whole, held = load(typed.dataset, root=typed.root), load(typed.dataset, root=typed.root, split="test")
     train = scenes(whole.subset(torch.randperm(len(whole), generator=draw)[: typed.images]), typed.rate, draw)
     test = scenes(held.subset(torch.randperm(len(held), generator=draw)[: typed.test]), 0.0, draw)
     started, used = time.perf_counter(), time.process_time()
@@ -196,9 +218,16 @@ def one_run(variant: str, seed: int, typed: argparse.Namespace) -> Result:
     spent, processed = time.perf_counter() - started, time.process_time() - used
     accuracy = fitted.measured["test"]["last"]["accuracy"]
     result = Result(
-        variant, seed, accuracy, **correlations(fitted, test), train_seconds=spent, processor_seconds=processed
+        variant,
+        seed,
+        accuracy,
+        **correlations(fitted, test),
+        train_seconds=spent,
+        processor_seconds=processed,
+        **masks(fitted, test),
     )
-    checkpoint.write_json(done, {"settings": settings, "result": asdict(result)})
+    known = {name: value for name, value in asdict(result).items() if value == value}  # JSON has no NaN
+    checkpoint.write_json(done, {"settings": settings, "result": known})
     return result
 
 
@@ -230,13 +259,15 @@ def claims(results: Sequence[Result]) -> list[tuple[str, bool]]:
 
 def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
     """The report in Markdown."""
-    measures = [field.name for field in fields(Result)][3:-2]
+    measures = [field.name for field in fields(Result) if field.name.startswith(("background", "foreground"))]
     rows = []
     for variant, (title, method) in VARIANTS.items():
         runs = [result for result in results if result.variant == variant]
         if not runs:
             continue
         values = [f"{mean_of(runs, variant, name):.3f}" for name in measures]
+        of_mask = [mean_of(runs, variant, name) for name in ("mask_object", "mask_elsewhere")]
+        values += ["–" if math.isnan(value) else f"{value:.2f}" for value in of_mask]
         seconds = f"{mean_of(runs, variant, 'processor_seconds'):.0f}"
         accuracy = percent([result.accuracy for result in runs])
         rows.append([title, told(method), str(len(runs)), accuracy, *values, seconds])
@@ -246,17 +277,20 @@ def page(results: Sequence[Result], typed: argparse.Namespace) -> str:
         "seeds",
         "accuracy",
         *(name.replace("_", " ") for name in measures),
+        "mask on the object",
+        "elsewhere",
         "processor s a run",
     ]
     return "\n".join(
         [
             "# DeNLL where noisy labels go with the background",
             "",
-            f"{typed.images} images: Fashion-MNIST objects of half their size at random places of 28 x 28 pixels, on "
+            f"{typed.images} images: {typed.dataset} objects of half their size at random places of 28 x 28 pixels, on "
             f"ten hues; {100 * typed.rate:g}% of the training labels are replaced by the number of the hue. Accuracy "
             f"in percent on {typed.test} test images with true labels, last epoch, mean and deviation over seeds. The "
             "other columns are mean correlations of the image's representation with that of its background alone and "
-            "of its foreground alone: over the features of each image, and over the images for each feature.",
+            "of its foreground alone: over the features of each image, and over the images for each feature; and the "
+            "mean of the mask over pixels of the object and over all others.",
             "",
             *markdown_table(columns, rows),
             "",
@@ -282,6 +316,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
+    parser.add_argument(
+        "--dataset",
+        choices=["fashion-mnist", "mnist"],
+        default="fashion-mnist",
+        help="whose objects: clothes, or digits, which are easier to tell apart (default fashion-mnist)",
+    )
     parser.add_argument("--images", type=int, default=3000, help="training images (default 3000)")
     parser.add_argument("--test", type=int, default=2000, help="test images (default 2000)")
     parser.add_argument("--rate", type=float, default=0.3, help="share of replaced labels (default 0.3)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def test_scenes_are_objects_on_hues_and_replaced_labels_are_the_hues() -> None:
     places = (~behind).float().flatten(1).argmax(1)
     assert len(places.unique()) > 100
     assert torch.equal((made.foregrounds == 255).all(1), ~behind)
+    assert torch.equal(made.objects[:, 0], ~behind)
     clean = scenes(source, 0.0, torch.Generator().manual_seed(0))
     assert torch.equal(clean.data.labels, source.labels)
 
@@ -74,7 +76,20 @@ def test_claims_are_about_means_and_say_where_they_do_not_hold() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(denll_background, "load", lambda *_, **__: objects(80))
-    words = ["--images", "64", "--test", "20", "--epochs", "1", "--seeds", "1", "--variants", "ce", "denll"]
+    words = [
+        "--images",
+        "64",
+        "--test",
+        "20",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--variants",
+        "ce",
+        "denll",
+        "without-lm",
+    ]
     return [*words, "--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
 
 
@@ -89,8 +104,19 @@ def test_the_background_runs_once_and_writes_its_report(
     assert "python -m benchmarks.denll_background --images 64" in text
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["variant"] for row in rows] == ["ce", "denll"]
+    assert [row["variant"] for row in rows] == ["ce", "denll", "without-lm"]
     assert all(-1 <= float(row["background"]) <= 1 for row in rows)
+    plain, found, box = ([float(row[name]) for name in ("mask_object", "mask_elsewhere")] for row in rows)
+    assert all(math.isnan(value) for value in plain)
+    assert all(0 < value <= 1 for value in found)
+    draw = denll_background.generator("cpu", 0, "scenes")
+    torch.randperm(80, generator=draw)  # of the training images, of which none is read here but for their draws
+    scenes(objects(64), 0.3, draw)
+    test = scenes(objects(80).subset(torch.randperm(80, generator=draw)[:20]), 0.0, draw)
+    inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    inside[3:24, 3:24] = True  # three quarters of each side, in the middle
+    shares = [float((inside & kind).sum() / kind.sum()) for kind in (test.objects, ~test.objects)]
+    assert box == pytest.approx(shares, abs=1e-5)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished run is not repeated")

@@ -217,7 +217,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS), metavar="VERSION")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=60, help="of every run (default 60)")
     parser.add_argument("--images", type=int, default=2000, help="training images, drawn by the seed")
     parser.add_argument("--test-images", type=int, default=2000, help="at most; the first of the test part")
     parser.add_argument("--dataset", default="fashion-mnist", help="a name or a file that vision.data.load reads")

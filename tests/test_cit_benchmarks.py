@@ -88,7 +88,7 @@ def test_frames_mislead_normal_and_not_cit(real_data: Path, tmp_path: Path) -> N
     images without frames: the term of the own context keeps half of what it sees biased. On V4 drawn contexts alone
     must be well ahead.
     """
-    cit_small.main(["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")])
+    cit_small.main(["--epochs", "12", "--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")])
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
         runs = [
             Result(r["version"], r["method"], int(r["seed"]), float(r["accuracy"]), -1, -1, 0)

@@ -296,6 +296,22 @@ def test_benchmark_tuned_runs_reports_and_does_not_repeat(built: Path, here: Pat
     assert (empty.exit_code, empty.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize(("protocol", "name"), [("clean", "tuned-ml-100k"), ("paper", "tuned-ml-100k-paper")])
+def test_the_report_of_one_protocol_does_not_replace_that_of_another(
+    protocol: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def write(_: object, __: Path, report: Path, *___: object) -> tuple[list[Path], list[str]]:
+        written.append(report)
+        return [report], []
+
+    monkeypatch.setattr(tuned, "write_report", write)
+    done = invoke("benchmark", "tuned", "--models", "GMF", "--protocol", protocol, "--report-only")
+    assert done.exit_code == 0, done.output
+    assert written == [Path("docs") / "results" / name]
+
+
 # Statistics
 
 

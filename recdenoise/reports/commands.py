@@ -259,7 +259,7 @@ def tune(model: str, dataset: str, denoiser: str, **given: Any) -> None:
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
-    help="The report's files without their endings.  [default: docs/results/tuned-DATASET]",
+    help="The report's files without their endings.  [default: docs/results/tuned-DATASET, or tuned-DATASET-paper]",
 )
 @REPORT_ONLY
 @SEARCH
@@ -299,7 +299,8 @@ def tuned(ctx: click.Context, dataset: str, **given: Any) -> None:
         for method in given["methods"] or ("normal", "deca_p")
     ]
     out = given["out"] or Path("runs") / "tuned"
-    report = given["report"] or Path("docs") / "results" / f"tuned-{Path(dataset).name}"
+    under = "" if given["protocol"] == "clean" else f"-{given['protocol']}"
+    report = given["report"] or Path("docs") / "results" / f"tuned-{Path(dataset).name}{under}"
     failed: dict[str, str] = {}
     if not given["report_only"]:
         find_folder(dataset, given["protocol"])

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.pages import ADAM, deviation, facts, seeds_of, told, write
+from benchmarks.pages import ADAM, cell, deviation, facts, seeds_of, told, write
 from recdenoise import checkpoint
 from recdenoise.reports.report_text import markdown_table
 
@@ -161,16 +161,12 @@ def page(
     lines: Sequence[Line], results: Sequence[Result], dataset: str, images: int, options: Mapping[str, Any]
 ) -> str:
     """The report in Markdown."""
-
-    def percent(mean: float, deviation: float) -> str:
-        return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
-
     rows = []
     for line in lines:
         case = CASES[line.case]
         weights = [line.weight_aligned, line.weight_conflicting]
         shown = ["–" if math.isnan(w) else f"{w:.2f}" for w in weights]
-        ends = [percent(line.unbiased, line.unbiased_std), percent(line.conflicting, line.conflicting_std)]
+        ends = [cell(line.unbiased, line.unbiased_std), cell(line.conflicting, line.conflicting_std)]
         rows.append([case.title, f"`{case.network}`", told(case.options), *ends, *shown, f"{line.seconds:.0f}"])
     columns = ["method", "network", "options", "unbiased test", "bias-conflicting test"]
     columns += ["weight, aligned", "weight, conflicting", "processor s a run"]

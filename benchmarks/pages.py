@@ -35,20 +35,26 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def cell(mean: float, spread: float) -> str:
+    """Mean and standard deviation, shares, in percent: ``82.7 ± 0.3``."""
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
+
+
 def percent(values: Sequence[float]) -> str:
-    """Mean and standard deviation of shares, in percent: ``82.7 ± 0.3``; a mean alone for one seed."""
-    spread = f" ± {100 * deviation(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}"
+    """The cell of shares over seeds; a mean alone for one seed."""
+    mean = statistics.fmean(values)
+    return cell(mean, deviation(values)) if len(values) > 1 else f"{100 * mean:.1f}"
 
 
 def told(options: Mapping[str, Any]) -> str:
-    """Options as a page names them."""
-    words = {None: "null", True: "true", False: "false"}
-    shown = {
-        key: words.get(value, value) if value is None or isinstance(value, bool) else value
-        for key, value in options.items()
-    }
-    return ", ".join(f"`{key}: {value}`" for key, value in shown.items()) or "defaults"
+    """Options as a page names them, spelled as in YAML."""
+
+    def spelled(value: Any) -> str:
+        if value is None:
+            return "null"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return ", ".join(f"`{key}: {spelled(value)}`" for key, value in options.items()) or "defaults"
 
 
 def facts(

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.pages import ADAM, deviation, facts, seeds_of, told, write
+from benchmarks.pages import ADAM, cell, deviation, facts, seeds_of, told, write
 from recdenoise import checkpoint
 from recdenoise.reports.report_text import markdown_table
 
@@ -157,8 +157,8 @@ def page(lines: Sequence[Line], results: Sequence[Result], dataset: str, options
         if line.ahead is not None:
             gap = f"{100 * line.ahead:+.1f}" + ("" if math.isinf(line.error) else f" (error {100 * line.error:.1f})")
         verdict = "" if line.method == "normal" else "yes" if line.clear else "**no**"
-        numbers = [f"{100 * line.last:.1f} ± {100 * line.last_std:.1f}"]
-        numbers += [f"{100 * line.best_val:.1f} ± {100 * line.best_val_std:.1f}", gap, verdict, f"{line.seconds:.0f}"]
+        numbers = [cell(line.last, line.last_std), cell(line.best_val, line.best_val_std)]
+        numbers += [gap, verdict, f"{line.seconds:.0f}"]
         rows.append([methods.get(line.method).title, told(METHODS[line.method]), *numbers])
     ahead = sum(line.clear for line in lines)
     others = sum(line.method != "normal" for line in lines)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import vision_small
+from benchmarks import pages, vision_small
 from benchmarks.vision_small import Result
 from vision import methods
 
@@ -121,3 +121,11 @@ def test_pes_and_sop_stand_beside_normal_at_the_last_epoch(tmp_path: Path) -> No
     assert list(rows) == ["normal", "pes", "sop"]
     assert all(float(row["last"]) > 0.5 for row in rows.values())
     assert all(math.isfinite(float(rows[name]["ahead"])) for name in ("pes", "sop"))
+
+
+def test_cells_and_options_of_a_page() -> None:
+    assert pages.percent([0.5, 0.7]) == "60.0 ± 14.1"
+    assert pages.percent([0.827]) == "82.7"
+    options = {"keep": None, "flip": False, "fixed": True, "members": 1, "lr": 0.5, "name": "None"}
+    said = "`keep: null`, `flip: false`, `fixed: true`, `members: 1`, `lr: 0.5`, `name: None`"
+    assert (pages.told(options), pages.told({})) == (said, "defaults")

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-from benchmarks.turns import HEADER, Figure, processor, wait
-from recdenoise import checkpoint
+from benchmarks.turns import Figure, Told, wait
 from recdenoise.loop import Loop, LoopConfig, Observer
 from vision import methods, networks
 from vision.augment import Augment
@@ -158,20 +153,11 @@ def figures(epochs: Sequence[dict[str, float]]) -> list[Figure]:
     """A figure for each part and one for all that is not a network's, of all counted epochs together."""
     total = {part: sum(epoch[part] for epoch in epochs) / len(epochs) for part in PARTS}
     whole = sum(total.values())
-    found = [Figure(f"{part} / epoch", seconds, whole, seconds / whole) for part, seconds in total.items()]
+    found = [Figure(f"{part} / epoch", seconds, whole, seconds / whole, digits=4) for part, seconds in total.items()]
     books = whole - sum(total[part] for part in NETS)
-    found.append(Figure("bookkeeping / epoch", books, whole, books / whole, LIMIT))
+    found.append(Figure("bookkeeping / epoch", books, whole, books / whole, LIMIT, digits=4))
     seconds = mixture_seconds()
     return [*found, Figure("a mixture on 50,000 losses", seconds, None, seconds)]
-
-
-def line(figure: Figure) -> str:
-    """A row of the table; shares have more digits than ratios of sides need."""
-    return (
-        figure.line()
-        if figure.yardstick is None
-        else figure.line().replace(f"{figure.ratio:8.2f}", f"{figure.ratio:8.4f}", 1)
-    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -207,27 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = parse(arguments)
     torch.set_num_threads(1)
     on_gpu = typed.device.type == "cuda"
-    where = torch.cuda.get_device_name(typed.device) if on_gpu else f"{processor()}, one thread"
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    lines = [
-        f"$ python -m benchmarks.dividemix_cost {shlex.join(words)}".rstrip(),
-        f"{time.strftime('%Y-%m-%d')}, {where}, {os.cpu_count()} cores{load}",
-        f"torch {torch.__version__}, Python {platform.python_version()}, {typed.network}, batch {typed.batch}, "
-        f"{typed.images} images, " + ("bfloat16 autocast, channels last" if on_gpu else "float32, processor time"),
-        HEADER,
-    ]
-    print("\n".join(lines), flush=True)
-    found = figures(measure(typed.network, typed.batch, typed.images, typed.epochs, typed.device))
-    missed = any(figure.missed for figure in found)
-    lines += [line(figure) for figure in found]
-    verdict = "Bookkeeping takes more than its share." if missed else "The requirement is met."
-    lines.append("Quick run: too short to judge." if typed.quick else verdict)
-    print("\n".join(lines[4:]))
-    if typed.report is not None:
-        checkpoint.write_text(typed.report, "\n".join(each.rstrip() for each in lines) + "\n")
-    if typed.json is not None:
-        checkpoint.write_json(typed.json, [asdict(figure) | {"missed": figure.missed} for figure in found])
-    return 1 if missed and not typed.quick else 0
+    precision = "bfloat16 autocast, channels last" if on_gpu else "float32, processor time"
+    size = (typed.network, f"batch {typed.batch}", f"{typed.images} images", precision)
+    told = Told("dividemix_cost", words, typed.device, *size)
+    for figure in figures(measure(typed.network, typed.batch, typed.images, typed.epochs, typed.device)):
+        told.add(figure)
+    return told.judge(typed.quick, typed.report, typed.json)
 
 
 if __name__ == "__main__":

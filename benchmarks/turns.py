@@ -37,6 +37,7 @@ class Figure:
         limit: what the ratio must not exceed (or fall short of), ``None`` where nothing is required.
         at_least: whether ``limit`` is a lower bound.
         unit: of ``ours`` and ``yardstick``.
+        digits: of the ratio, after the point; small shares need more than ratios of sides.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Figure:
     limit: float | None = None
     at_least: bool = False
     unit: str = "s"
+    digits: int = 2
 
     @property
     def missed(self) -> bool:
@@ -59,7 +61,7 @@ class Figure:
         against = "" if self.yardstick is None else f"{self.yardstick:10.4f}"
         required = "-" if self.limit is None else f"{'>=' if self.at_least else '<='} {self.limit:g}"
         return (
-            f"{self.name:47} {self.ours:10.4f} {against:>10} {self.unit:2} {self.ratio:8.2f} {required:>8}"
+            f"{self.name:47} {self.ours:10.4f} {against:>10} {self.unit:2} {self.ratio:8.{self.digits}f} {required:>8}"
             f"{'  MISSED' if self.missed else ''}"
         )
 

@@ -129,7 +129,7 @@ class Interactions:
         """
         if len(self) == 0 or len(keys) == 0:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             return (self.keys[torch.searchsorted(self.keys, keys).clamp_(max=len(self) - 1)] == keys).nonzero()[:, 0]
         bits = max(int(len(self) * _SLOTS_PER_PAIR - 1).bit_length(), 4)
         if not self._filter:

@@ -59,7 +59,7 @@ def top_k(
     if mask is not None and mask.n_items != n_items:
         raise UserError(f"The mask knows {mask.n_items} items, the ranking {n_items}.")
     if block is None:
-        block = max(1, _BLOCK_SCORES["cuda" if users.device.type == "cuda" else "cpu"] // n_items)
+        block = max(1, _BLOCK_SCORES["cpu" if users.device.type == "cpu" else "cuda"] // n_items)
     if block < 1:
         raise UserError(f"block must be at least 1 user, not {block}.")
     buffer: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,26 +60,39 @@ def network(dropout: float = 0.0, norm: bool = True) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def image_task(seed: int = 1, dropout: float = 0.0, noise: float = 0.3, n: int = 66, **options: Any) -> ImageTask:
-    """Sixty-six noisy images in batches of sixteen, and twelve clean ones for methods that need some."""
+Move = Callable[[TinyImages], TinyImages]
+
+
+def stay(data: TinyImages) -> TinyImages:
+    """Images remain where they are."""
+    return data
+
+
+def image_task(
+    seed: int = 1, dropout: float = 0.0, noise: float = 0.3, n: int = 66, move: Move = stay, **options: Any
+) -> ImageTask:
+    """Sixty-six noisy images in batches of sixteen, and twelve clean ones for methods that need some.
+
+    ``move`` brings data where the task wants it.
+    """
     settings: dict[str, Any] = {"batch_size": 16, "augment": jitter, "new_model": lambda _: network(dropout), **options}
-    settings.setdefault("sources", {"clean": TinyImages.draw(12, 0.0, 9)})
+    settings.setdefault("sources", {"clean": move(TinyImages.draw(12, 0.0, 9))})
     train = TinyImages.draw(n, noise, 7)
     biased = replace(train, attributes={"bias": torch.arange(n) // CLASSES % 2})
-    return ImageTask(biased, seed=seed, **settings)
+    return ImageTask(move(biased), seed=seed, **settings)
 
 
-def held(task: ImageTask, noise: float = 0.3) -> Held:
+def held(task: ImageTask, noise: float = 0.3, move: Move = stay) -> Held:
     """Thirty further images, as noisy as the training set unless said otherwise."""
-    return Held(task, TinyImages.draw(30, noise, 8))
+    return Held(task, move(TinyImages.draw(30, noise, 8)))
 
 
 def image_loop(name: str, task: ImageTask, options: dict[str, Any] | None = None, **config: Any) -> Loop:
     """A loop over the toy images."""
     keywords = {k: config.pop(k) for k in ("checkpoint_path", "observer", "probe") if k in config}
-    denoiser = build(name, task, options, config.pop("brief", True))
+    denoiser, validate = build(name, task, options, config.pop("brief", True)), config.pop("validate", None)
     settings = LoopConfig(**{"epochs": 3, "lr": 0.02, "selector": "accuracy", "patience": None, **config})
-    return Loop(denoiser, task, settings, validate=held(task), **keywords)
+    return Loop(denoiser, task, settings, validate=validate or held(task), **keywords)
 
 
 def build(name: str, task: ImageTask, options: dict[str, Any] | None = None, brief: bool = True) -> Denoiser:

@@ -8,7 +8,9 @@ tell is whether a GPU has an operation, in which precision, and how fast.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +22,23 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 NAME = "simulated"  # torch gives modules and tensors a method of this name
 MARK = 0x5EC0  # the low bits of every seed of the device's generators: an operation sees no more of them than the seed
 
+PACKAGES = {"recdenoise", "vision"}
+
 ACROSS = {"aten::copy_", "aten::_to_copy", "aten::_foreach_copy_", "aten::_copy_from"}
 WITHOUT_NUMBERS = {"aten::cat", "aten::stack"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
+
+WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::_unique2",
+    "aten::bincount",
+    "aten::equal",
+    "aten::masked_select",
+    "aten::nonzero",
+    "aten::unique_consecutive",
+    "aten::unique_dim",
+}
+"""Operations whose result, or its size, the CPU waits for until the device has done all that it was given."""
 
 CPU = torch.device("cpu")
 plain_generator, plain_tensor, plain_new = torch.Generator, torch.tensor, torch.Tensor.new_tensor
@@ -122,6 +138,35 @@ class Generator(torch.Generator):
         return self
 
 
+class Waiting:
+    """Where the CPU waits for the device while it is watched."""
+
+    def __init__(self) -> None:
+        self.watched = False
+        self.found: set[str] = set()
+
+    def place(self) -> str:
+        """The line of the library that asks."""
+        frames = [each for each in traceback.extract_stack() if PACKAGES & set(Path(each.filename).parts)]
+        frames = [each for each in frames if "tests" not in Path(each.filename).parts]
+        return f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].line}" if frames else "?"
+
+    def watching(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, watched while it runs."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before, self.watched = self.watched, True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.watched = before
+
+        return call
+
+
+waiting = Waiting()
+
+
 def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Refuse an operation, or do it on the CPU and say where its results are."""
     name, asked = func._schema.name, kwargs.get("device")
@@ -131,6 +176,8 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "aten::copy_":
         result_here = isinstance(args[0], Second)
     refuse(name, args, given, ours, result_here)
+    if ours and waiting.watched and waits(name, args, kwargs):
+        waiting.found.add(f"{name} {waiting.place()}")
     inner = [each.inside if isinstance(each, Second) else CPU if is_device(each) else each for each in given]
     plain_args, plain_kwargs = tree_unflatten(inner, form)
     if "pin_memory" in plain_kwargs:
@@ -141,6 +188,16 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return result.clone() if left else result
     known = {id(each.inside): each for each in ours}  # what an operation in place gives back
     return tree_map(lambda each: known.get(id(each), wrapped(each)), result)
+
+
+def waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the CPU would wait for an operation of the device."""
+    asked, by_mask = kwargs.get("device"), False
+    if name in INDEXING:
+        by_mask = any(isinstance(each, Tensor) and each.dtype == torch.bool for each in args[1])
+    lengths = name == "aten::repeat_interleave" and kwargs.get("output_size") is None
+    fetched = name == "aten::_to_copy" and asked is not None and not here(asked)
+    return name in WAITS or by_mask or lengths or fetched
 
 
 def wrapped(value: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from tests import second_device
-from tests.second_device import Refused, Second
+from tests.second_device import Refused, Second, waiting
 
 Runs = Iterator[tuple[str, Callable[[], None]]]
 
@@ -29,6 +29,7 @@ def images(device: torch.device, folder: Path) -> Runs:
     from recdenoise.loop import Loop, Observer
     from tests.toy_images import TinyImages, held, image_loop, image_task
     from vision import methods
+    from vision.loader import ImageLoader
 
     class Stops(Observer):
         steps = 0
@@ -59,10 +60,14 @@ def images(device: torch.device, folder: Path) -> Runs:
         assert second.resume()
         second.observer = Observer()
         second.run()
+        assert not waiting.found, waiting.found
         assert isinstance(second.task.scan(second.denoiser.score), Second)
         second.denoiser.clean_probability()
 
+    for owner, step in ((Loop, "_step"), (ImageLoader, "batch")):  # what every step does asks nothing of the device
+        setattr(owner, step, waiting.watching(getattr(owner, step)))
     for name in methods.names():
+        waiting.found.clear()
         yield name, lambda name=name: run(name)  # type: ignore[misc]
 
 
@@ -104,6 +109,7 @@ def commands(_: torch.device, folder: Path) -> Runs:
 def recommenders(device: torch.device, folder: Path) -> Runs:
     """Every denoiser around every model of ours, trained, tested and asked, on a folder as a recipe builds it."""
     from recdenoise import denoisers
+    from recdenoise.loop import Loop
     from recdenoise.recbole_adapter import experiment
     from recdenoise.recbole_adapter.settings import resolve
     from tests.built_folder import write_built
@@ -117,11 +123,15 @@ def recommenders(device: torch.device, folder: Path) -> Runs:
 
     def run(model: str, denoiser: str) -> None:
         out = folder / f"{model}-{denoiser}"
+        waiting.found.clear()
         settings = resolve(model, str(built), denoiser, seed=1, overrides={"epochs": 1, "valid_selector": "ndcg@20"})
         experiment.train(settings, out)
+        if model != "CDAE":  # whose batch has as many numbers as its users have items, which the device knows
+            assert not waiting.found, waiting.found
         experiment.load(out).recommend(["u1"], 3)
 
     experiment.load_split = load
+    Loop._step = waiting.watching(Loop._step)  # type: ignore[method-assign]
     for model in ("MF", "GMF", "NeuMF", "CDAE", "LightGCN"):
         for denoiser in denoisers.names():
             yield f"{model} {denoiser}", lambda model=model, denoiser=denoiser: run(model, denoiser)  # type: ignore[misc]
@@ -149,6 +159,23 @@ def checks(device: torch.device, _: Path) -> Runs:
     }
     for name, call in calls.items():
         yield name, lambda call=call: refused(call)  # type: ignore[misc]
+
+    def waited(call: Callable[[], Any], times: int) -> None:
+        waiting.found.clear()
+        waiting.watching(call)()
+        assert len(waiting.found) == times, waiting.found
+
+    asked: dict[str, tuple[Callable[[], Any], int]] = {
+        "number": (lambda: here.sum().item(), 1),
+        "mask": (lambda: here[here > 0], 1),
+        "copy": (lambda: here.cpu(), 1),
+        "nothing asked": (
+            lambda: torch.where(here > 0, here, 0.0).index_fill_(0, torch.tensor([0]).to(device), 1.0),
+            0,
+        ),
+    }
+    for name, (call, times) in asked.items():
+        yield name, lambda call=call, times=times: waited(call, times)  # type: ignore[misc]
 
 
 def main() -> None:

@@ -101,8 +101,9 @@ class GroupDRO(Denoiser):
     def losses(self, batch: Batch, clock: Clock) -> Losses:
         loss = objectives.classification_loss(self.task.call(self.target, batch.inputs), batch.label)
         group = self.groups[batch.index]
-        whole, size = self.parallel.gather(group), len(self.counts)
-        present = torch.bincount(whole, minlength=size)
+        whole = self.parallel.gather(group)
+        # A GPU would have to be asked how many groups there are for bincount.
+        present = torch.zeros_like(self.counts).index_add_(0, whole, torch.ones_like(whole, dtype=self.counts.dtype))
         sums = torch.zeros_like(self.group_weights).index_add_(
             0, whole, self.parallel.gather(loss).to(self.group_weights)
         )

@@ -60,7 +60,7 @@ class RelativeDifficulty(nn.Module):
         new = torch.stack([biased, debiased]).to(self.losses.dtype)
         kept = torch.where(self.seen[rows], self.decay, 0.0)
         self.losses[:, rows] = kept * self.losses[:, rows] + (1.0 - kept) * new
-        self.seen[rows] = True
+        self.seen.index_fill_(0, rows, True)
 
     def weights(self, rows: Tensor | None = None) -> Tensor:
         """W of some rows or of all, from 0 to 1: ``(n,)``. A row that has not been seen has 0."""

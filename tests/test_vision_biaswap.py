@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recdenoise.denoisers import Clock, Denoiser, Stage
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.task import Batch
-from tests.toy_images import build, image_loop, image_task, network
+from tests.toy_images import build, cross_entropies, image_loop, image_task, network
 from vision import networks
 from vision.methods.activation_map import activation_maps, last_map, places
 from vision.methods.biaswap import bias_score
@@ -317,6 +317,25 @@ def test_the_classifier_learns_real_images_and_swapped_ones_with_the_label_of_th
     torch.testing.assert_close(update.loss.tolist(), expected, rtol=1e-6, atol=1e-8)
     update.reduce().backward()
     assert all(p.grad is None for p in method.autoencoder.parameters())
+
+
+def test_without_swapped_images_nothing_makes_any_and_the_split_is_the_same() -> None:
+    """A run that is after the split alone: biased network, split, plain classifier."""
+    splits = {}
+    for weight in (0.0, 0.5):
+        loop = image_loop("biaswap", image_task(), {"lambda_swap": weight})
+        loop.run()
+        splits[weight] = loop.denoiser
+    plain, swapping = splits[0.0], splits[0.5]
+    assert [stage.name for stage in plain.stages()] == ["biased", "train"]
+    assert {name.split(".")[0] for name, _ in plain.named_parameters()} == {"target", "biased"}
+    assert plain.conflicting.any()
+    assert torch.equal(plain.conflicting, swapping.conflicting)
+    task = plain.task
+    batch = next(iter(task.loader(plain.passes(plain.stages()[1], 0)[0], (1, 0, 0)).batches()))
+    (update,) = plain.step(plain.stages()[1], batch, Clock(0, 8, 0, 1))
+    logits = task.call(plain.target, batch.inputs)
+    torch.testing.assert_close(update.loss.tolist(), cross_entropies(logits, batch.label), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("cam_class", ["predicted", "label"])

@@ -41,7 +41,7 @@ class BiaSwapConfig(DenoiserConfig):
     observed label's, which an image that conflicts with the bias hardly shows."""
 
     lambda_swap: float = 1.0
-    """Weight of the classifier's loss on swapped images."""
+    """Weight of the classifier's loss on swapped images; at 0 there are none, and nothing is trained to make them."""
 
     lambda_content: float = 1.0
     """Weight of the squared error of rebuilt images, a mean over pixels and channels."""
@@ -147,13 +147,14 @@ class BiaSwap(Denoiser):
         codes = (options.width, options.structure, options.texture, options.down)
         self.target = task.new_target(0)
         self.biased = task.new_target(1)
-        self.autoencoder = task.new_module(
-            lambda: SwappingAutoencoder((height, width), channels, *codes), "autoencoder"
-        )
-        self.discriminator = task.new_module(
-            lambda: Discriminator(channels, options.width, options.down), "discriminator"
-        )
-        self.patch_discriminator = task.new_module(lambda: PatchDiscriminator(channels, options.width), "patches")
+        if self.swaps:
+            self.autoencoder = task.new_module(
+                lambda: SwappingAutoencoder((height, width), channels, *codes), "autoencoder"
+            )
+            self.discriminator = task.new_module(
+                lambda: Discriminator(channels, options.width, options.down), "discriminator"
+            )
+            self.patch_discriminator = task.new_module(lambda: PatchDiscriminator(channels, options.width), "patches")
         self.pixels = max(4, round(options.patch_largest * min(height, width)))
         self.scores: Tensor
         self.conflicting: Tensor
@@ -161,13 +162,16 @@ class BiaSwap(Denoiser):
         self.register_buffer("conflicting", torch.zeros(task.n_rows, dtype=torch.bool, device=task.device))
         self._map: tuple[str | None] | None = None
 
+    @property
+    def swaps(self) -> bool:
+        """Whether the classifier sees swapped images."""
+        return self.config.lambda_swap > 0
+
     def stages(self) -> list[Stage]:
         options, networks = self.config, ("autoencoder", "discriminator", "patch_discriminator")
-        return [
-            Stage("biased", ("biased",), "biased", selector="last", epochs=options.biased_epochs),
-            Stage("swap", networks, "biased", selector="last", epochs=options.swap_epochs),
-            Stage(),
-        ]
+        biased = Stage("biased", ("biased",), "biased", selector="last", epochs=options.biased_epochs)
+        swap = Stage("swap", networks, "biased", selector="last", epochs=options.swap_epochs)
+        return [biased, swap, Stage()] if self.swaps else [biased, Stage()]
 
     def optimizers(self, stage: Stage) -> dict[str, Optim]:
         if stage.name == "biased":
@@ -178,7 +182,7 @@ class BiaSwap(Denoiser):
         return {name: Optim({name: 0.0}, schedule=Schedule(), **shared) for name in stage.train}
 
     def begin_stage(self, stage: Stage) -> None:
-        if stage.name != "swap":
+        if stage.name != ("swap" if self.swaps else "train"):
             return
         logits = self.task.scan(lambda inputs: self.task.call(self.biased, inputs))
         self.scores.copy_(bias_score(logits, self.task.labels))
@@ -190,7 +194,7 @@ class BiaSwap(Denoiser):
             )
 
     def passes(self, stage: Stage, epoch: int) -> list[Pass]:
-        if stage.name == "biased":
+        if stage.name == "biased" or not self.swaps:
             return [Pass()]
         rows = {"aligned": self._whole_batches(~self.conflicting), "contrary": self._whole_batches(self.conflicting)}
         if stage.name == "swap":
@@ -208,8 +212,11 @@ class BiaSwap(Denoiser):
             yield Update(objectives.generalized_cross_entropy(logits, batch.label, self.config.q), batch.groups)
         elif stage.name == "swap":
             yield from self._learn_to_swap(batch, clock)
-        else:
+        elif self.swaps:
             yield self._debiased(batch)
+        else:
+            logits = self.task.call(self.target, batch.inputs)
+            yield Update(objectives.classification_loss(logits, batch.label), batch.groups)
 
     def _debiased(self, batch: Batch) -> Update:
         content, style = batch.streams["aligned"], batch.streams["contrary"]

@@ -241,6 +241,9 @@ def test_cold_users_stand_apart_with_and_without_ties(tmp_path: Path) -> None:
     assert "| modcloth GMF | Normal | R@20 | 0.1000 ± 0.0000 | 0.2500 ± 0.0707 |" in text
     assert "|  | clean run | – | 0.175 | – | 0.077 |" in text
     assert "0.1277" in next(line for line in text.splitlines() if line.startswith("|  | public code |"))
+    (note,) = table.notes_on["modcloth"]
+    assert note in text
+    assert "Two things decide" in paths[-1].read_text(encoding="utf-8")
 
 
 def test_different_users_are_refused() -> None:

@@ -64,6 +64,7 @@ class TableSpec:
         printed, public_code, clean_run: CSV files of :mod:`recdenoise.reports.published`, each possibly missing.
         shown, required: metrics in the report, and those that must reach a minimum.
         shown_on, required_on: others for some data sets.
+        notes_on: what a reader of some data sets' numbers must know, a paragraph each.
         deviations, share: how far below print a required cell may be, in standard deviations and as a share.
         base: what paired tests compare with: ``normal``, or ``plain`` for the plain run of the same method.
         variants: per model; a model without an entry has the plain one.
@@ -91,6 +92,7 @@ class TableSpec:
     required: tuple[str, ...] = ()
     shown_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
     required_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
     deviations: float = 2
     share: float = 0.05
     base: str = "normal"

@@ -107,7 +107,9 @@ def rules(table: TableSpec, rows: Sequence[Row]) -> list[str]:
             "Clean run: a separate implementation of the same formulas, without the quirks of the authors' code, last "
             "epoch, one or two seeds."
         )
-    return lines
+    return lines + [
+        note for dataset in dict.fromkeys(row.dataset for row in rows) for note in table.notes_on.get(dataset, ())
+    ]
 
 
 POPULATION_COLUMNS = (

@@ -167,7 +167,10 @@ def true_positive_posterior(target: Tensor, h: Tensor, h_prime: Tensor) -> Tenso
 
 
 def mean_probability_logits(logits: Tensor) -> Tensor:
-    """Logits of the mean probability of several models, in log space so that nothing saturates.
+    """Logits of the mean probability of several models, in the order of the members' logits at any size of theirs.
+
+    The mean itself does not keep that order: near 1 probabilities are all alike, and near 0.5 they hold no logit below
+    1e-7, which is what a model gives to whom it never saw in training.
 
     Args:
         logits: ``(members, ...)`` binary logits.
@@ -175,7 +178,13 @@ def mean_probability_logits(logits: Tensor) -> Tensor:
     Returns:
         ``(...)`` logits whose sigmoid is the mean of the members' sigmoids.
     """
-    return torch.logsumexp(F.logsigmoid(logits), dim=0) - torch.logsumexp(F.logsigmoid(-logits), dim=0)
+    excess = torch.tanh(logits / 2).sum(0)  # of the probabilities over their complements
+    smaller = torch.sigmoid(torch.where(excess < 0, logits, -logits)).sum(0)
+    value = torch.log1p(excess.abs() / smaller)
+    beyond = math.log(len(logits)) - torch.logsumexp(
+        -logits.abs(), dim=0
+    )  # where the smaller sum is no number any more
+    return torch.where(smaller > 1e-30, value, beyond).copysign(excess)
 
 
 LOG_FLOOR = math.log(1e-5)

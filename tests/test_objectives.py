@@ -147,6 +147,22 @@ def test_mean_probability_logits() -> None:
     assert torch.isfinite(o.mean_probability_logits(torch.full((2, 1), 300.0))).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mean_probability_logits_keep_the_order_of_small_and_of_large_logits(dtype: torch.dtype) -> None:
+    """Of users whom training never saw all logits are near zero, and rank all the same."""
+    for scale in (1e-20, 1e-9, 1e-3, 1.0, 20.0, 300.0):
+        rising = scale * torch.linspace(-1, 1, 41, dtype=dtype)
+        for members in (1, 3):
+            mean = o.mean_probability_logits(rising.expand(members, -1))
+            torch.testing.assert_close(mean, rising, rtol=2e-6, atol=0)
+            assert (mean.diff() > 0).all(), scale
+    one, other = torch.tensor([2e-9, 150.0], dtype=dtype), torch.tensor([4e-9, 151.0], dtype=dtype)
+    expected = [3e-9, 150 - math.log((1 + math.exp(-1)) / 2)]
+    torch.testing.assert_close(
+        o.mean_probability_logits(torch.stack([one, other])), torch.tensor(expected, dtype=dtype), rtol=1e-6, atol=0
+    )
+
+
 def test_paper_code_branches_equal_their_loops() -> None:
     def log(x: float) -> float:
         return math.log(x + 1e-5)

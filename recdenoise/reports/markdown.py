@@ -152,9 +152,11 @@ def population_notes(runs: Sequence[Finished]) -> list[str]:
     if tied:
         ranges = "; ".join(f"{name}: {min(n):,} to {max(n):,} users a run" for name, n in tied.items())
         notes.append(
-            "Ties by token: users whose 20th and 21st item have equal scores, bit for bit, are decided by how a top-k "
-            f"breaks ties ({ranges}). The columns rank equal scores in the order of the items' tokens, the lowest "
-            "first. Where tokens are numbered by age or popularity, that order is a ranking by itself."
+            "Ties by token: the columns rank by probabilities in single precision, as programs do that end in a "
+            "sigmoid, and equal ones in the order of the items' tokens, the lowest first. Near 0.5 a probability holds "
+            "no logit below 1e-7, and those of users without training are smaller, or equal: for users whose 20th and "
+            f"21st probability are the same ({ranges}) the order of the tokens decides. Where tokens are numbered by "
+            "age or popularity, that order is a ranking by itself."
         )
     return notes
 

@@ -138,18 +138,19 @@ def read_users(path: Path, metric: str) -> dict[str, float]:
 
 
 class InTokenOrder(Run):
-    """A run whose equal scores are ranked in the order of the items' tokens, the lowest first.
+    """A run that ranks by probabilities in single precision, equal ones in the order of the items' tokens.
 
-    A user whose embedding was never trained may score all items the same, bit for bit: weight decay has shrunk it to
-    nothing. What such a user is recommended is then decided by how a top-k breaks ties.
+    A user whose embedding was never trained has logits near zero, or equal ones, bit for bit: weight decay has shrunk
+    them. As probabilities, which programs that end in a sigmoid rank by, they are all 0.5, and what such a user is
+    recommended is decided by how a top-k breaks ties.
     """
 
     tied = 0
-    """Users seen so far whose 20th and 21st score are equal."""
+    """Users seen so far whose 20th and 21st probability are equal."""
 
     def score_block(self, users: Tensor) -> Tensor:
         """``(b, n_items)``: minus the place of each item in its user's order."""
-        scores = super().score_block(users)
+        scores = torch.sigmoid(super().score_block(users).float())
         order = token_order(self.data.item_tokens).to(scores.device)
         values, place = scores[:, order].sort(dim=1, descending=True, stable=True)
         self.tied += int((values[:, TIE_PLACE - 1] == values[:, TIE_PLACE]).sum()) if scores.shape[1] > TIE_PLACE else 0

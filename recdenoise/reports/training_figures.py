@@ -33,7 +33,7 @@ def curves(table: TableSpec, runs: Sequence[Finished]) -> Content:
         curve_of = {int(m.result["seed"]): read_curve(m.folder) for m in members}
         for seed, points in curve_of.items():
             place = {"dataset": dataset, "model": model, "method": label, "seed": seed}
-            rows += [{**place, **point} for point in points]
+            rows += [{**place, **point, "epoch": int(point["epoch"])} for point in points]
         values = [name for name in next(iter(curve_of.values()))[0] if "@" in name]
         for name in values:
             found = [([p["epoch"] for p in points], [p[name] for p in points]) for points in curve_of.values()]

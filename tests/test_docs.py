@@ -14,6 +14,7 @@ Long jobs are shortened in one place, :func:`shortened`: one epoch, one seed, tw
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -263,3 +264,20 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
             if target.endswith(".md") and "://" not in target:
                 waiting.append((page.parent / target).resolve())
     assert set(PAGES) <= reached
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table: dict[str, list[str]] = {}
+    for line in readme.partition("| R@20 | MovieLens-100K: Normal")[2].partition("\n\n")[0].splitlines()[2:]:
+        model, *numbers = (cell.strip() for cell in line.strip("|").split("|"))
+        table[model] = numbers
+    found = {model: [] for model in table}
+    for data in ("ml-100k", "modcloth"):
+        with (RESULTS / f"table2-{data}.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["metric"] == "recall@20" and row["compared"] == "yes"]
+        mean = {(row["model"], row["method"]): float(row["mean"]) for row in rows}
+        for model in table:
+            found[model] += [f"{mean[model, method]:.4f}" for method in ("Normal", "DeCA(p)")]
+    assert list(table) == ["GMF", "NeuMF", "CDAE", "LightGCN"]
+    assert table == found

@@ -51,6 +51,7 @@ def unpack(path: Path, folder: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             with stream, target.open("xb") as out:
                 shutil.copyfileobj(stream, out, _BLOCK)
+    # An encrypted zip file is a RuntimeError, an unknown compression a NotImplementedError.
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise RecipeError(f"{path} is an archive that is cut short or broken ({error}).") from error
     except OSError as error:

@@ -181,9 +181,8 @@ def mean_probability_logits(logits: Tensor) -> Tensor:
     excess = torch.tanh(logits / 2).sum(0)  # of the probabilities over their complements
     smaller = torch.sigmoid(torch.where(excess < 0, logits, -logits)).sum(0)
     value = torch.log1p(excess.abs() / smaller)
-    beyond = math.log(len(logits)) - torch.logsumexp(
-        -logits.abs(), dim=0
-    )  # where the smaller sum is no number any more
+    # Where all logits are so large that single precision holds no number for the smaller sum.
+    beyond = math.log(len(logits)) - torch.logsumexp(-logits.abs(), dim=0)
     return torch.where(smaller > 1e-30, value, beyond).copysign(excess)
 
 

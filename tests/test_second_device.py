@@ -18,12 +18,12 @@ pytestmark = pytest.mark.skipif(not second_device.available(), reason="this torc
 
 MODELS = ("MF", "GMF", "NeuMF", "CDAE", "LightGCN")
 EXPECTED = {
-    "images": set(methods.names()),
-    "commands": None,
-    "recommenders": {f"{model} {name}" for model in MODELS for name in denoisers.names()},
-    "checks": None,
+    "images": len(methods.names()),
+    "commands": 12,
+    "recommenders": len(MODELS) * len(denoisers.names()),
+    "checks": 11,
 }
-"""Kinds of runs, with the names that must be among them where a table has the names."""
+"""Kinds of runs, and how many of each there are."""
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -32,7 +32,6 @@ def test_runs_where_nothing_may_meet_the_cpu(kind: str, tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=500)
     assert done.returncode == 0, done.stderr
     errors = {row["name"]: row["error"] for row in map(json.loads, done.stdout.splitlines())}
-    assert errors
-    assert set(errors) == (EXPECTED[kind] or set(errors))
+    assert len(errors) == EXPECTED[kind]
     found = [f"{name}\n{error}" for name, error in errors.items() if error is not None]
     assert not found, "\n".join(found)

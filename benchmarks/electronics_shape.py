@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import numpy as np
 N_USERS, N_ITEMS, N_ROWS = 1_157_633, 9_560, 1_292_954
 FIVES = 0.585
 """Share of the rating 5 in the published valid and test files."""
+BATCH, REPEATS = 2048, 5
 COLUMNS = "item_id,user_id,rating,timestamp,model_attr,category,brand,year,user_attr,split"
 GIB = 1 << 30
 
@@ -112,9 +114,11 @@ def train(folder: Path, scale: float) -> list[Figure]:
 
     Without checkpoints: those of a run are written once a minute or so, and here have gigabytes.
     """
+    from recdenoise.cli import prepare_process
     from recdenoise.loop import Loop
     from recdenoise.recbole_adapter import experiment
 
+    prepare_process()
     chosen = settings(folder, "GMF", "deca_p")
     begin = time.perf_counter()
     run = experiment.prepare(chosen)
@@ -141,20 +145,63 @@ def train(folder: Path, scale: float) -> list[Figure]:
 
 
 def graph(folder: Path, scale: float) -> list[Figure]:
-    """LightGCN's normalised adjacency from the training pairs."""
-    from recdenoise.recbole_adapter.dataset import load_split
-    from recdenoise.recbole_adapter.models.graph import normalised_adjacency
+    """LightGCN's graph from the training pairs, and its steps against those of a plain LightGCN.
 
+    The plain one propagates all nodes in every layer; both have the same pairs, the same loss and no optimiser.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from benchmarks import reference
+    from recdenoise.cli import prepare_process
+    from recdenoise.recbole_adapter.dataset import load_split
+    from recdenoise.recbole_adapter.models.graph import bipartite_graph, propagate_pairs
+
+    prepare_process()
     data = load_split("LightGCN", str(folder / "data"), "clean", settings(folder, "LightGCN", "normal").options)
+    n_users, n_items = data.truth.n_users, data.truth.n_items
     pair = data.train[0][:2] * 0 + 1
-    normalised_adjacency(pair, pair, 2, 2)  # imports torch-geometric
+    bipartite_graph(pair, pair, 2, 2)  # imports torch-geometric
     begin, worked = time.perf_counter(), time.process_time()
-    normalised_adjacency(*data.train, data.truth.n_users, data.truth.n_items)
+    built = bipartite_graph(*data.train, n_users, n_items)
     taken, worked = time.perf_counter() - begin, time.process_time() - worked
+    built_peak = peak()
+
+    torch.manual_seed(0)
+    plain = reference.LightGCN(reference.adjacency(*data.train, n_users, n_items), n_users, n_items)
+    rows = torch.randint(len(data.train[0]), (BATCH,))
+    users, items = data.train[0][rows].repeat(2), torch.cat([data.train[1][rows], torch.randint(n_items, (BATCH,))])
+    label = torch.cat([torch.ones(BATCH), torch.zeros(BATCH)])
+
+    def ours() -> torch.Tensor:
+        by_user, by_item = propagate_pairs(built, plain.user, plain.item, plain.n_layers, (users, items))
+        return (by_user * by_item).sum(1)
+
+    def theirs() -> torch.Tensor:
+        nodes = plain.propagate()
+        return (nodes.index_select(0, users) * nodes.index_select(0, items + n_users)).sum(1)
+
+    seconds: dict[Callable[[], torch.Tensor], list[float]] = {ours: [], theirs: []}
+    gradients: list[tuple[Any, ...]] = []
+    for _ in range(REPEATS + 1):
+        for logits, times in seconds.items():
+            plain.zero_grad()
+            worked_before = time.process_time()
+            F.binary_cross_entropy_with_logits(logits(), label).backward()
+            times.append(time.process_time() - worked_before)
+            if len(gradients) < len(seconds):
+                gradients.append((plain.user.grad, plain.item.grad))
+    torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-3)
+    gradients.clear()
+    mine, other = (statistics.median(times[1:]) for times in seconds.values())
     return [
         Figure("LightGCN: graph built", taken, "s"),
         Figure("LightGCN: graph built, processor time", worked, "s", 10.0),
-        Figure("LightGCN: peak memory", peak(), "GiB", 10.0),
+        Figure("LightGCN: peak memory of building", built_peak, "GiB", 10.0),
+        Figure("LightGCN: a step's forward and backward, processor time", mine, "s"),
+        Figure("the same, all nodes in every layer", other, "s"),
+        Figure("LightGCN: ratio of the two", mine / other, "", 0.5),
+        Figure("LightGCN: peak memory, both", peak(), "GiB", 10.0),
     ]
 
 

@@ -84,9 +84,12 @@ def propagation(bench: Bench) -> Comparison:
     plain: Any = bench.plain_model()
     start = model.get_ego_embeddings().detach().requires_grad_(True)
     gradient = torch.randn_like(start)
+    sizes = [model.n_users, model.n_items]
 
     def ours() -> Tensor:
-        return torch.autograd.grad(propagate(model.graph, start, model.n_layers), start, gradient)[0]
+        users, items = start.split(sizes)
+        out = propagate(model.graph, users, items, model.n_layers)
+        return torch.autograd.grad(out, start, gradient.split(sizes))[0]
 
     @torch.no_grad()
     def products() -> None:

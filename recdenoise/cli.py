@@ -35,14 +35,30 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
+def prepare_process() -> None:
+    """What every command that works with torch does first: see the functions called."""
+    one_thread()
+    large_pages()
+    ignore_foreign_warnings()
+
+
 def one_thread() -> None:
     """One torch thread a process, before torch works, unless the user chose: two on busy cores stall each other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    ignore_foreign_warnings()
     import torch
 
     threads = os.environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP takes a list, one entry a nesting level
     torch.set_num_threads(int(threads) if threads.isdigit() and int(threads) else 1)
+
+
+def large_pages() -> None:
+    """Have torch ask the system for large pages, where it is a Linux that has them and unless the user chose.
+
+    The gradient of a large embedding table is new memory in every step, and the system clears it page by page: with
+    200,000 users up to half of a step's time.
+    """
+    if Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file():  # without them torch would warn
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
 
 
 def ignore_foreign_warnings() -> None:
@@ -94,7 +110,7 @@ def train(plugins: tuple[str, ...], resume: str | None, quiet: bool, compare: tu
     recdenoise train --model LightGCN --dataset ml-100k --denoiser t_ce --set denoiser.drop_rate=0.1
     recdenoise train --resume runs/x
     """
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise.recbole_adapter.experiment import RunResult
     from recdenoise.recbole_adapter.experiment import train as train_run
@@ -186,7 +202,7 @@ def evaluate(plugins: tuple[str, ...], run: Path | None, json_path: Path | None,
     recdenoise evaluate runs/x --topk 3 20
     recdenoise evaluate --recommendations lists.csv --truth clean.csv --topk 10
     """
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise import checkpoint
     from recdenoise.ranking import plan_metrics
@@ -264,7 +280,7 @@ def recommend(plugins: tuple[str, ...], run: Path, users: tuple[str, ...], more_
     \b
     recdenoise recommend runs/x --users 1 42 --k 10
     """
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise.recbole_adapter.experiment import load
     from recdenoise.reports.terminal import plain_table
@@ -294,7 +310,7 @@ def inspect(plugins: tuple[str, ...], run: Path, out: Path | None, plot: Path | 
     recdenoise inspect runs/x
     recdenoise inspect runs/x --out p_clean.csv --plot p_clean.png
     """
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise.recbole_adapter.experiment import load
     from recdenoise.reports import inspection

@@ -63,9 +63,9 @@ def find_noise(
     recdenoise find-noise runs/x --top 20
     recdenoise find-noise runs/x --clean 'rating >= 4' --out suspects.parquet
     """
-    from recdenoise.cli import console, one_thread
+    from recdenoise.cli import console, prepare_process
 
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise import checkpoint
     from recdenoise.recbole_adapter.experiment import load
@@ -149,9 +149,9 @@ def corrupt(dataset: str, rate: float, kind: str, seed: int, out: Path, protocol
     recdenoise train --model GMF --dataset noisy --denoiser deca_p --preset paper
     """
     from recdenoise import noise, own_data
-    from recdenoise.cli import one_thread
+    from recdenoise.cli import prepare_process
 
-    one_thread()
+    prepare_process()
     from recdenoise.recbole_adapter.dataset import default_protocol, find_folder
 
     noise.check(rate, kind)
@@ -195,13 +195,13 @@ def export(run: Path, drop: float | None, weights: bool, out: Path, plugins: tup
     recdenoise train --model LightGCN --dataset cleaner --denoiser normal
     """
     from recdenoise import own_data
-    from recdenoise.cli import one_thread
+    from recdenoise.cli import prepare_process
 
     if (drop is None) != weights:
         raise UserError("Give --drop SHARE or --weights" + (", not both." if weights else "."))
     if drop is not None:
         own_data.check_share(drop)
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise.recbole_adapter.experiment import load
     from recdenoise.reports import inspection, suspects
@@ -243,10 +243,10 @@ def detection(ctx: click.Context, dataset: str, rate: float, kind: str, **given:
     recdenoise benchmark detection --models GMF LightGCN --rate 0.2 --kind random --seeds 3 --workers 2
     """
     from recdenoise import noise
-    from recdenoise.cli import console, one_thread
+    from recdenoise.cli import console, prepare_process
 
     noise.check(rate, kind)
-    one_thread()
+    prepare_process()
     load_plugins(given["plugins"])
     from recdenoise.recbole_adapter.settings import parse_assignments
     from recdenoise.reports import detection as experiment

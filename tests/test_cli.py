@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -249,3 +251,41 @@ def test_the_module_runs_as_a_program() -> None:
 def test_run_is_what_the_tests_think_it_is() -> None:
     assert run("methods").exit_code == 0
     assert run("nonsense").exit_code == 2
+
+
+PAGES = """
+import resource
+from recdenoise import cli
+
+cli.prepare_process()
+import torch
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+torch.zeros(1 << 24)  # 64 MiB
+before = faults()
+for _ in range(20):
+    torch.zeros(1 << 24)
+print(faults() - before)
+"""
+
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not LARGE_PAGES.is_file() or "[never]" in LARGE_PAGES.read_text(), reason="the system has no large pages"
+)
+def test_commands_ask_for_large_pages() -> None:
+    """Twenty tensors of 64 MiB one after the other come in pages of 2 MiB, and of 4 KiB where the user says so."""
+
+    def pages(choice: dict[str, str]) -> int:
+        kept = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        words = [sys.executable, "-c", PAGES]
+        return int(subprocess.run(words, env=kept | choice, capture_output=True, check=True, text=True).stdout)
+
+    small = 20 * (1 << 26) // resource.getpagesize()
+    assert pages({}) < small / 10
+    if "[madvise]" in LARGE_PAGES.read_text():
+        assert pages({"THP_MEM_ALLOC_ENABLE": "0"}) > small / 2

@@ -16,7 +16,15 @@ from torch import nn
 
 from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.models import MODELS, paper_model_config
-from recdenoise.recbole_adapter.models.graph import Adjacency, normalised_adjacency, product, propagate
+from recdenoise.recbole_adapter.models import graph as graphs
+from recdenoise.recbole_adapter.models.graph import (
+    BipartiteGraph,
+    CompressedRows,
+    bipartite_graph,
+    product,
+    propagate,
+    propagate_pairs,
+)
 from tests.tiny_recbole import N_ITEMS, N_USERS, build_model, tiny_config, tiny_dataset, write_inter
 
 
@@ -113,43 +121,120 @@ def dense_adjacency(users: torch.Tensor, items: torch.Tensor, n_users: int, n_it
     return scale[:, None] * adjacency * scale
 
 
-def as_dense(matrix: Adjacency, n: int) -> torch.Tensor:
-    return torch.sparse_csr_tensor(matrix.crow, matrix.col, matrix.value, (n, n)).to_dense()
+def as_dense(matrix: CompressedRows, n_columns: int) -> torch.Tensor:
+    return torch.sparse_csr_tensor(*matrix, (matrix.n_rows, n_columns)).to_dense()
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 25), st.integers(0, 4), st.integers(0, 10**6))
-def test_propagation_equals_dense_powers(n_users: int, n_items: int, n: int, layers: int, seed: int) -> None:
+def as_double(graph: BipartiteGraph) -> BipartiteGraph:
+    """In double precision, computed anew from the degrees, so that comparisons are sharp and R^T is R's transpose."""
+
+    def exact(matrix: CompressedRows, other: CompressedRows) -> CompressedRows:
+        row = torch.repeat_interleave(torch.arange(matrix.n_rows), matrix.crow.diff().long())
+        degrees = matrix.crow.diff().double()[row] * other.crow.diff().double()[matrix.col.long()]
+        return matrix._replace(value=degrees.rsqrt())
+
+    by_user, by_item = exact(graph.by_user, graph.by_item), exact(graph.by_item, graph.by_user)
+    overlap = graph.overlap
+    if overlap is not None:
+        small, large = (by_item, by_user) if graph.items_are_fewer else (by_user, by_item)
+        squared = as_dense(small, large.n_rows) @ as_dense(small, large.n_rows).t()
+        row = torch.repeat_interleave(torch.arange(overlap.n_rows), overlap.crow.diff().long())
+        overlap = overlap._replace(value=squared[row, overlap.col.long()])
+    return BipartiteGraph(by_user, by_item, overlap)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.integers(1, 7), st.integers(1, 7), st.integers(0, 25), st.integers(0, 5), st.integers(0, 10**6), st.booleans()
+)
+def test_propagation_equals_dense_powers(
+    n_users: int, n_items: int, n: int, layers: int, seed: int, overlap: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     users = torch.randint(n_users, (n,), generator=generator)
     items = torch.randint(n_items, (n,), generator=generator)
     nodes = n_users + n_items
-    matrix = normalised_adjacency(users, items, n_users, n_items)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "_OVERLAP_WORK", 10**4 if overlap else -1)
+        graph = bipartite_graph(users, items, n_users, n_items)
     dense = dense_adjacency(users, items, n_users, n_items)
-    torch.testing.assert_close(as_dense(matrix, nodes).double(), dense, atol=1e-6, rtol=1e-6)
-    # the values in double precision, so that the comparison is sharp
-    row = torch.repeat_interleave(torch.arange(nodes), matrix.crow.diff().long())
-    exact = Adjacency(matrix.crow, matrix.col, dense[row, matrix.col.long()])
+    forth, back = dense[:n_users, n_users:], dense[n_users:, :n_users]
+    torch.testing.assert_close(as_dense(graph.by_user, n_items).double(), forth, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(as_dense(graph.by_item, n_users).double(), back, atol=1e-6, rtol=1e-6)
+    if graph.overlap is not None:
+        squared = back @ forth if n_items <= n_users else forth @ back
+        torch.testing.assert_close(as_dense(graph.overlap, len(squared)).double(), squared, atol=1e-6, rtol=1e-6)
+    exact = as_double(graph)
     x = torch.randn(nodes, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     expected = sum(torch.linalg.matrix_power(dense, k) @ x for k in range(layers + 1)) / (layers + 1)
     target = torch.randn(nodes, 3, generator=generator, dtype=torch.float64)
-    out = propagate(exact, x, layers)
+    out = torch.cat(propagate(exact, *x.split([n_users, n_items]), layers))
     torch.testing.assert_close(out, expected, atol=1e-9, rtol=1e-9)
-    (ours,) = torch.autograd.grad((out.sigmoid() * target).sum(), x)
-    (theirs,) = torch.autograd.grad((expected.sigmoid() * target).sum(), x)
+    (ours,) = torch.autograd.grad((out.sigmoid() * target).sum(), x, retain_graph=True)
+    (theirs,) = torch.autograd.grad((expected.sigmoid() * target).sum(), x, retain_graph=True)
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
-    single = product(matrix, x.detach().float())  # the single-precision kernel
-    torch.testing.assert_close(single.double(), dense @ x.detach(), atol=1e-5, rtol=1e-5)
+    # pairs, some of them twice, some nodes without an edge: the rows of the whole, and the gradient of those rows
+    m = int(torch.randint(1, 6, (), generator=generator))
+    of = torch.randint(n_users, (m,), generator=generator), torch.randint(n_items, (m,), generator=generator)
+    pairs = propagate_pairs(exact, *x.split([n_users, n_items]), layers, of)
+    rows = expected[of[0]], expected[n_users + of[1]]
+    for a, b in zip(pairs, rows, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+    (ours,) = torch.autograd.grad((pairs[0] * pairs[1]).sum(-1).sigmoid().sum(), x, retain_graph=True)
+    (theirs,) = torch.autograd.grad((rows[0] * rows[1]).sum(-1).sigmoid().sum(), x, retain_graph=True)
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    single = product(graph.by_user, x.detach()[n_users:].float())  # the single-precision kernel
+    torch.testing.assert_close(single.double(), forth @ x.detach()[n_users:], atol=1e-5, rtol=1e-5)
 
 
-def test_propagation_gradients_of_first_and_second_order() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("sides", [(3, 4), (4, 3)])
+def test_propagation_gradients_of_first_and_second_order(
+    overlap: bool, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_OVERLAP_WORK", 10**4 if overlap else -1)
     users, items = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0])
-    matrix = normalised_adjacency(users, items, 3, 3)
-    matrix = matrix._replace(value=matrix.value.double())
-    # float32 roundings of the values would make A differ from its transpose: here they are equal by construction
-    x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda y: propagate(matrix, y, 3), (x,))
-    assert torch.autograd.gradgradcheck(lambda y: propagate(matrix, y, 3).tanh(), (x,))
+    graph = as_double(bipartite_graph(users, items, *sides))
+    assert (graph.overlap is not None) == overlap
+    x = torch.randn(sum(sides), 2, dtype=torch.float64, requires_grad=True)
+    of = torch.tensor([0, 2, 0, 1]), torch.tensor([1, 1, 2, 0])
+
+    def whole(y: torch.Tensor) -> torch.Tensor:
+        return torch.cat(propagate(graph, *y.split(list(sides)), 3))
+
+    def pairs(y: torch.Tensor) -> torch.Tensor:
+        return torch.cat(propagate_pairs(graph, *y.split(list(sides)), 3, of))
+
+    for function in (whole, pairs):
+        assert torch.autograd.gradcheck(function, (x,))
+        assert torch.autograd.gradgradcheck(lambda y, f=function: f(y).tanh(), (x,))
+
+
+def test_few_rows_of_a_large_graph() -> None:
+    """The rows of a batch are multiplied alone where they are few, and all of them where they are many."""
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randint(300, (900,), generator=generator)
+    items = (torch.rand(900, generator=generator).square() * 40).long()
+    graph = bipartite_graph(users, items, 300, 40)
+    tables = torch.randn(300, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    everything = propagate(graph, *tables, 3)
+    for n in (1, 20, 50, 900):
+        of = users[:n], items[:n]
+        expected = [side.index_select(0, ids) for side, ids in zip(everything, of, strict=True)]
+        for a, b in zip(propagate_pairs(graph, *tables, 3, of), expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_overlap_is_kept_where_it_pays() -> None:
+    some = torch.arange(1000)
+    assert bipartite_graph(some, some % 10, 1000, 10).overlap is not None  # 10 entries against 1,000
+    wide = torch.cat([torch.zeros(50, dtype=torch.long), torch.arange(1, 350)])  # one user with 50 of 60 items
+    assert bipartite_graph(wide, torch.arange(399) % 60, 350, 60).overlap is None  # 2,500 entries against 399
+    dense = torch.cartesian_prod(torch.arange(40), torch.arange(30))
+    assert bipartite_graph(*dense.t(), 40, 30).overlap is None  # more work than twenty products
+    loose = torch.arange(6)
+    assert bipartite_graph(loose // 3, loose, 2, 6).overlap is not None
+    assert bipartite_graph(loose // 3, loose, 10, 6).overlap is None  # 18 entries against 6
 
 
 def test_lightgcn_equals_recbole(folder: Path) -> None:
@@ -178,7 +263,32 @@ def test_lightgcn_copies_and_forgets(folder: Path) -> None:
     model.train()
     assert model.restore_user_e is None
     assert set(model.state_dict()) == {"user_embedding.weight", "item_embedding.weight"}
-    assert {part.data_ptr() for part in twin.graph}.isdisjoint(part.data_ptr() for part in model.graph)
+    addresses = [
+        {part.data_ptr() for matrix in m.graph if matrix is not None for part in matrix} for m in (model, twin)
+    ]
+    assert addresses[0].isdisjoint(addresses[1])
+
+
+def test_lightgcn_without_layers_keeps_its_parameters(folder: Path) -> None:
+    model = build_model(folder, "LightGCN", n_layers=0).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    logits = model.full_logits(USERS)
+    assert set(model.state_dict()) == set(before)
+    model.load_state_dict(before)
+    torch.testing.assert_close(model.pair_logits(USERS, ITEMS), logits[torch.arange(len(USERS)), ITEMS])
+
+
+def test_lightgcn_trains_what_a_subclass_embeds(folder: Path) -> None:
+    model = build_model(folder, "LightGCN")
+
+    class Gated(type(model)):  # type: ignore[misc]
+        def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+            users, items = super().forward()
+            return 3 * users, items
+
+    plain = model.pair_logits(USERS, ITEMS)
+    model.__class__ = Gated
+    torch.testing.assert_close(model.pair_logits(USERS, ITEMS), 3 * plain)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid"])

@@ -107,9 +107,9 @@ def figure2(
     \b
     recdenoise vision benchmark figure2 --images 5000 --networks mlp convnet2
     """
-    from vision.cli import console, one_thread
+    from vision.cli import console, prepare_process
 
-    one_thread()
+    prepare_process()
     from vision import disagreement, disagreement_report
     from vision import networks as known
     from vision.noise import parse
@@ -192,9 +192,9 @@ def figure3(
     \b
     recdenoise vision benchmark figure3 --dataset fashion-mnist --images 5000 --network convnet2 --set epochs=20
     """
-    from vision.cli import one_thread
+    from vision.cli import prepare_process
 
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from vision import figure_runs
 
@@ -234,9 +234,9 @@ def figure4(
     \b
     recdenoise vision benchmark figure4 --dataset fashion-mnist --images 5000 --network convnet2 --c_1 1 10 --c_2 1 10
     """
-    from vision.cli import one_thread
+    from vision.cli import prepare_process
 
-    one_thread()
+    prepare_process()
     from vision import figure_runs
 
     settings, of_method = shared(given)

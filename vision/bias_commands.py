@@ -20,9 +20,9 @@ def bias_plot(runs: tuple[Path, ...], out: Path | None, stage: str | None) -> No
     recdenoise vision bias-plot runs/vision/x
     recdenoise vision bias-plot runs/normal runs/lff --out bias.png
     """
-    from vision.cli import console, one_thread
+    from vision.cli import console, prepare_process
 
-    one_thread()
+    prepare_process()
     from recdenoise.reports.terminal import plain_table
     from vision.bias_plot import VIEWS, write_plot
     from vision.bias_views import KINDS

@@ -35,11 +35,11 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
-def one_thread() -> None:
-    """One torch thread a process unless the user chose, as every command of recdenoise does."""
+def prepare_process() -> None:
+    """What every command of recdenoise that works with torch does first."""
     from recdenoise import cli
 
-    cli.one_thread()
+    cli.prepare_process()
 
 
 @click.group(cls=Group)
@@ -102,7 +102,7 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node 4 -m vision.train, with the same options.
     """
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     settings, out = plan(resume, given, out)
     from recdenoise.parallel import ALONE
@@ -215,7 +215,7 @@ def evaluate(
     recdenoise vision evaluate runs/vision/x
     recdenoise vision evaluate runs/vision/x --dataset mine.npz
     """
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise import checkpoint
     from vision import data

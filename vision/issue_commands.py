@@ -47,9 +47,9 @@ def find_issues(
     recdenoise vision find-issues runs/vision/x
     recdenoise vision find-issues runs/vision/x --images 96 --out suspects.parquet
     """
-    from vision.cli import console, one_thread, title
+    from vision.cli import console, prepare_process, title
 
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
     from recdenoise import checkpoint
     from recdenoise.reports import inspection

@@ -40,9 +40,9 @@ def picture() -> None:
 
 def begin(plugins: tuple[str, ...]) -> None:
     """What every command does first."""
-    from vision.cli import one_thread
+    from vision.cli import prepare_process
 
-    one_thread()
+    prepare_process()
     load_plugins(plugins)
 
 

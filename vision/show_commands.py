@@ -40,10 +40,10 @@ def show(
     Where the bias of a set's images is known, examples are half aligned, half conflicting, as far as there are.
     """
     from vision import data, sheet
-    from vision.cli import console, one_thread
+    from vision.cli import console, prepare_process
     from vision.data import derived
 
-    one_thread()
+    prepare_process()
     if len(datasets) > 1 and attribute is not None:
         raise UserError("--by draws one data set; leave out the others.")
     sets = [data.load(each, split=split, root=root, image_size=image_size) for each in datasets]

@@ -10,7 +10,7 @@ import click
 
 from recdenoise.errors import UserError
 from recdenoise.mistakes import Sentence, usage_sentence
-from vision.cli import one_thread, train
+from vision.cli import prepare_process, train
 
 PATIENCE_SECONDS = 3.0
 """A process that fails waits so long before it says why: where the main one fails too, its word is enough."""
@@ -21,7 +21,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     The main process shows progress, writes the files and explains mistakes; the launcher ends the others when it fails.
     """
-    one_thread()
+    prepare_process()
     from recdenoise.parallel import Processes, from_environment
 
     parallel = from_environment()

@@ -201,10 +201,10 @@ def tune(model: str, dataset: str, denoiser: str, **given: Any) -> None:
     recdenoise tune --model GMF --dataset ml-100k --denoiser deca_p --trials 24
     recdenoise tune --model GMF --dataset ml-100k --denoiser r_ce --search learning_rate=0.001,0.003,0.01
     """
-    from recdenoise.cli import console, one_thread
+    from recdenoise.cli import console, prepare_process
     from recdenoise.plugins import load_plugins
 
-    one_thread()
+    prepare_process()
     load_plugins(given["plugins"])
     from recdenoise.recbole_adapter.settings import parse_assignments
     from recdenoise.reports import tuning
@@ -274,10 +274,10 @@ def tuned(ctx: click.Context, dataset: str, **given: Any) -> None:
     \b
     recdenoise benchmark tuned --models GMF NeuMF --methods normal deca_p --trials 24 --workers 2
     """
-    from recdenoise.cli import console, one_thread
+    from recdenoise.cli import console, prepare_process
     from recdenoise.plugins import load_plugins
 
-    one_thread()
+    prepare_process()
     load_plugins(given["plugins"])
     from recdenoise.recbole_adapter.dataset import find_folder
     from recdenoise.recbole_adapter.settings import parse_assignments

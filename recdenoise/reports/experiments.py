@@ -67,10 +67,10 @@ def experiment_command(name: str) -> click.Command:
 
 def run_experiment(name: str, command: list[str], **given: Any) -> None:
     """Run the grid of a table or figure and write its report."""
-    from recdenoise.cli import console, one_thread
+    from recdenoise.cli import console, prepare_process
     from recdenoise.plugins import load_plugins
 
-    one_thread()
+    prepare_process()
     load_plugins(given["plugins"])
     from recdenoise.recbole_adapter.settings import parse_assignments
     from recdenoise.reports import figures, grid, table_report
@@ -120,10 +120,10 @@ def run_experiment(name: str, command: list[str], **given: Any) -> None:
 @PLUGIN
 def run_command(model: str, dataset: str, denoiser: str, **given: Any) -> None:
     """One run of a grid: as `recdenoise train --resume`, and the files that reports need."""
-    from recdenoise.cli import console, one_thread
+    from recdenoise.cli import console, prepare_process
     from recdenoise.plugins import load_plugins
 
-    one_thread()
+    prepare_process()
     load_plugins(given["plugins"])
     from recdenoise.recbole_adapter.settings import parse_assignments, resolve
     from recdenoise.reports.runs import run_one

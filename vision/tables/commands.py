@@ -155,9 +155,9 @@ def part_of(table: Table, given: dict[str, Any]) -> Part:
 
 def run_table(ctx: click.Context, table: Table, given: dict[str, Any]) -> None:
     """Plan, run, report."""
-    from vision.cli import console, one_thread
+    from vision.cli import console, prepare_process
 
-    one_thread()
+    prepare_process()
     load_plugins(given["plugins"])
     from vision.tables import jobs, plan, report
 

@@ -18,13 +18,13 @@ from recdenoise.errors import UserError
 from recdenoise.parallel import ALONE, Processes
 from tests.command import environment
 from tests.toy_images import TinyImages, image_task
-from tests.two_processes import AUGMENT, LOGITS, settings, trained
+from tests.two_processes import AUGMENT, LOGITS, double_precision, settings, trained
 from vision import distributed, experiment, methods
 from vision import train as program
 from vision.loader import shared_size
 
-TOLERANCE = 1e-6
-"""Sums of floats in another order, over some tens of steps."""
+TOLERANCE = 1e-9
+"""Sums of doubles in another order, over some tens of steps."""
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,7 @@ def test_two_processes_end_where_one_does(two: list[dict[str, Any]], name: str) 
     """Parameters, and what a method remembers of every row, with a network without norm layers."""
     first, second = (found["methods"][name] for found in two)
     one = trained(name, ALONE)
-    # Logs of nearly empty cells, a posterior by EM, and gates behind gates stretch the last bits. How far depends on
-    # the processor, which may sum half a batch in another order than a whole one. An epoch moves denll's weights by .1.
-    stretched = {"noise_adaptation": 10, "m_correction": 10, "dividemix": 10, "denll": 1000}.get(name, 1)
-    assert apart(first["state"], one["state"]) < stretched * TOLERANCE
+    assert apart(first["state"], one["state"]) < TOLERANCE
     assert apart(first["state"], second["state"]) == 0.0
     assert float((first["clean_probability"] - one["clean_probability"]).abs().max()) < 1e-5
     for ours, theirs in zip(first["history"], one["history"], strict=True):
@@ -136,10 +133,10 @@ def model(path: Path) -> dict[str, Any]:
 
 
 def test_a_run_equals_that_of_one_process(two: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
-    experiment.train(settings(folder / "small.npz"), tmp_path / "one")
+    with double_precision():
+        experiment.train(settings(folder / "small.npz"), tmp_path / "one")
     one, both = model(tmp_path / "one"), model(folder / "whole")
-    # Adam divides by the gradient's size: where that is next to nothing, last bits count for more
-    assert apart(one["modules"], both["modules"]) < 20 * TOLERANCE
+    assert apart(one["modules"], both["modules"]) < TOLERANCE
     with np.load(tmp_path / "one" / "labels.npz") as a, np.load(folder / "whole" / "labels.npz") as b:
         np.testing.assert_array_equal(a["given"], b["given"])
         np.testing.assert_allclose(a["clean_probability"], b["clean_probability"], atol=1e-5)

@@ -16,7 +16,7 @@ STYLE = """
   --grid: #353d45; --band: #1c2228; --up: #134a77; --up-some: #17334b; --down-some: #45310f; --down: #7a4a0c;
   --accent: #6fb5ec; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2.4rem) 4rem; max-width: 84rem; background: var(--ground);
+body { margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2.4rem) 4rem; max-width: 122rem; background: var(--ground);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .4rem 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; padding-top: .8rem; border-top: 1px solid var(--rule); }

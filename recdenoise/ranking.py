@@ -18,6 +18,7 @@ from recdenoise.errors import UserError, unknown_name
 from recdenoise.interactions import Interactions
 
 ScoreBlock = Callable[[Tensor], Tensor]
+Hopeless = Callable[[Tensor, int], Tensor]
 MetricFunction = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 # Scores in one block. A CPU is fastest while the block stays near its caches; a GPU needs enough rows to fill it.
@@ -252,6 +253,7 @@ def evaluate(
     drop_masked_truth: bool = False,
     block: int | None = None,
     first_item: int = 0,
+    hopeless: Hopeless | None = None,
 ) -> RankingResult:
     """Rank all items for every user with a true item and measure the lists.
 
@@ -271,6 +273,8 @@ def evaluate(
         drop_masked_truth: whether true pairs in ``mask`` are forgotten before anything is counted.
         block: users a block, as in :func:`top_k`.
         first_item: 1 where item id 0 is padding, else 0.
+        hopeless: takes (b,) user ids and the deepest cut-off K, returns (b,) bool: users known to have no true item
+            among their K best. They count with every measure 0, and nothing is scored for them.
 
     Raises:
         UserError: unknown metric, a cut-off beyond the catalogue, NaN scores, or nobody left to evaluate.
@@ -285,7 +289,14 @@ def evaluate(
     if len(users) and not 0 <= int(users.min()) <= int(users.max()) < truth.n_users:
         raise UserError(f"A user to evaluate is out of range: valid are 0 to {truth.n_users - 1}.")
     ranked = users[known[users.to(truth.device)].to(users.device)]
-    lists = top_k(score_block, ranked, deepest, truth.n_items, mask=mask, block=block, first_item=first_item)
+    if hopeless is None:
+        lists = top_k(score_block, ranked, deepest, truth.n_items, mask=mask, block=block, first_item=first_item)
+    else:
+        hopeful = ~hopeless(ranked, deepest)
+        lists = torch.full((len(ranked), deepest), -1, dtype=torch.int64, device=ranked.device)
+        lists[hopeful] = top_k(
+            score_block, ranked[hopeful], deepest, truth.n_items, mask=mask, block=block, first_item=first_item
+        )
     result = evaluate_lists(
         lists,
         ranked,

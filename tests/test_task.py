@@ -15,6 +15,7 @@ from recdenoise.errors import UserError
 from recdenoise.interactions import Interactions
 from recdenoise.loop import Loop, LoopConfig
 from recdenoise.recbole_adapter import task as task_module
+from recdenoise.recbole_adapter import validation as validation_module
 from recdenoise.recbole_adapter.loaders import PairLoader, Pairs, RowLoader, WholeRows
 from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.recbole_adapter.trainer import model_builder, training_pairs
@@ -275,3 +276,83 @@ def test_validation_ranks_with_training_pairs_masked(
         lambda users: table[users], truth, topk=[5], metrics=["ndcg"], mask=task.data.lists, first_item=1
     )
     assert found["ndcg@5"] == expected.mean["ndcg@5"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_users_beaten_by_popular_items_are_not_ranked_and_nothing_changes(
+    judged: tuple[RecBoleTask, PairValidation, Tensor], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    task, _, _ = judged
+    monkeypatch.setattr(task, "ranks_by_pairs", True)
+    monkeypatch.setattr(validation_module, "RIVALS", 5)
+    monkeypatch.setattr(validation_module, "_SCREENED_USERS", 5)
+    draw = torch.Generator().manual_seed(seed)
+    users = torch.randint(1, N_USERS, (3 * N_USERS,), generator=draw)
+    items = torch.randint(1, N_ITEMS, (3 * N_USERS,), generator=draw)  # some of them masked, some twice
+    popularity = task.data.lists.item_popularity()
+    table = torch.randn(N_USERS, N_ITEMS, generator=draw) + seed / 4 * popularity
+    if seed % 3 == 0:
+        table = table.round()  # ties, which are never beaten
+    scored: list[int] = []
+
+    def score(inputs: Any) -> Tensor:
+        if isinstance(inputs, WholeRows):
+            scored.extend(inputs.users.tolist())
+        return from_table(table)(inputs)
+
+    validation = PairValidation(task, users, items)
+    metrics = ["recall@3", "ndcg@2", "mrr@3", "hit@1"]
+    found = validation(score, set(metrics))
+    lists = task.data.lists
+    expected = ranking.evaluate(
+        lambda some: table[some], validation.truth, topk=[], metrics=metrics, mask=lists, first_item=1
+    )
+    assert found == expected.mean
+    hit = set(expected.users[expected.per_user["recall@3"] > 0].tolist())
+    rivals = popularity[1:].sort(descending=True).values[:5]
+    assert validation.rivals is not None
+    assert popularity[validation.rivals].tolist() == rivals.tolist()
+    assert 0 not in validation.rivals
+    known = set(zip(task.data.users.tolist(), task.data.items.tolist(), strict=True))
+    for user in set(users.tolist()):
+        mine = [i for u, i in zip(users.tolist(), items.tolist(), strict=True) if u == user and (u, i) not in known]
+        best = max((table[user, i].item() for i in mine), default=-math.inf)
+        free = [table[user, i].item() for i in validation.rivals.tolist() if (user, i) not in known]
+        ahead = sum(not mine or value > best + 1e-4 * (1 + abs(best)) for value in free)
+        assert (user in scored) == (ahead < 3)
+    assert hit <= set(scored)
+    assert len(scored) == len(set(scored)) < len(set(users.tolist()))
+
+
+def test_a_model_that_diverged_is_not_taken_for_one_without_hits(
+    judged: tuple[RecBoleTask, PairValidation, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, given, table = judged
+    monkeypatch.setattr(task, "ranks_by_pairs", True)
+    monkeypatch.setattr(validation_module, "RIVALS", 5)
+    validation = PairValidation(task, given.users, given.items)
+    assert validation.rivals is not None
+    for broken in (given.items[:1], validation.rivals[:4], torch.arange(N_ITEMS)):
+        scores = table.clone()
+        scores[given.users[0], broken] = torch.nan
+        with pytest.raises(UserError, match="NaN"):
+            validation(from_table(scores), {"recall@3"})
+
+
+@pytest.mark.parametrize(
+    ("model", "own_models", "options", "by_pairs"),
+    [
+        ("NeuMF", True, {}, True),
+        ("NeuMF", True, {"mlp_train": False}, False),
+        ("NeuMF", False, {}, True),
+        ("NNCF", False, {}, True),
+        ("GMF", True, {}, False),
+        ("LightGCN", True, {}, False),
+        ("BPR", False, {}, False),
+        ("CDAE", True, {}, False),
+    ],
+)
+def test_models_that_rank_by_pairs(
+    folder: Path, model: str, own_models: bool, options: dict[str, Any], by_pairs: bool
+) -> None:
+    assert make_task(folder, model, own_models, **options).ranks_by_pairs is by_pairs

@@ -80,6 +80,15 @@ class Scorer:
         scores = own(users) if callable(own) else self._full(model, users)
         return scores.view(users.numel(), model.n_items)
 
+    def ranks_by_pairs(self, model: Any) -> bool:
+        """Whether scoring all items of a user takes a network's pass for each pair, and not one product of matrices.
+
+        A model with a ``full_logits`` of its own says so by an attribute ``ranks_by_pairs``.
+        """
+        if callable(getattr(model, "full_logits", None)):
+            return bool(getattr(model, "ranks_by_pairs", False))
+        return type(self)._full is Scorer._full
+
     def _full(self, model: Any, users: Tensor) -> Tensor:
         history = getattr(model, "history_item_matrix", None)
         block = max(model.n_items, _BLOCK_CELLS // (history.shape[1] if isinstance(history, Tensor) else 1))

@@ -66,6 +66,7 @@ class RecBoleTask:
         self._samplers: dict[Pass, NegativeSampler] = {}
         probe = first_target if first_target is not None else self.new_target(0)
         self.rowwise = self._scorer(probe).kind == "row"
+        self.ranks_by_pairs = not self.rowwise and self._scorer(probe).ranks_by_pairs(probe)
 
     def _scorer(self, module: nn.Module) -> Scorer:
         scorer = self._scorers.get(type(module))

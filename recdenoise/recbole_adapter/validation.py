@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from recdenoise import ranking, seeds
 from recdenoise.interactions import Interactions
-from recdenoise.recbole_adapter.loaders import WholeRows
+from recdenoise.recbole_adapter.loaders import Pairs, WholeRows
 from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.sampling import NegativeSampler
 from recdenoise.task import Call
@@ -18,13 +18,23 @@ from recdenoise.task import Call
 TRIM = 0.2
 """Share of the validation positives, those with the largest loss, that ``trimmed`` leaves out (ERM_RE)."""
 
+RIVALS = 256
+"""Popular items against which a user's held-out items are held before all items are scored for the user."""
+
+_SCREENED_USERS = 1 << 8
+"""Users held against them at once: 65,536 pairs, as many as a scan scores at once."""
+
+_SLACK = 1e-4
+"""A rival counts when it is ahead by this much, absolutely and relatively: far more than two orders of summation do."""
+
 
 class PairValidation:
     """Validates on held-out pairs.
 
     ``loss`` is what plain training would minimise on them: mean cross-entropy over the held-out positives plus the same
     over one unobserved pair for each, drawn once. ``trimmed_loss`` leaves out the 20% largest positive losses. Metrics
-    rank all items with the training pairs masked.
+    rank all items with the training pairs masked. Where each pair of that costs a network's pass, a user whose held-out
+    items are all behind K popular ones is not ranked: the measures at K are 0 whatever the other items score.
 
     Args:
         task: scores pairs, knows the training pairs.
@@ -70,5 +80,45 @@ class PairValidation:
             metrics=metrics,
             mask=self.task.data.lists,
             first_item=1,
+            hopeless=partial(self.beaten, score) if self.rivals is not None else None,
         )
         return result.mean
+
+    @cached_property
+    def rivals(self) -> Tensor | None:
+        """``(RIVALS,)`` items with the most training pairs; ``None`` where asking them first would not pay."""
+        if not self.task.ranks_by_pairs or self.task.n_items < 4 * RIVALS:
+            return None
+        popularity = self.task.data.lists.item_popularity()
+        popularity[0] = -1  # padding
+        return popularity.topk(RIVALS).indices
+
+    def beaten(self, score: Call, users: Tensor, k: int) -> Tensor:
+        """Which users have at least ``k`` popular items, none of them masked, ahead of all their held-out items.
+
+        Args:
+            score: scores pairs.
+            users: ``(b,)`` distinct ids with held-out items.
+            k: the deepest cut-off.
+
+        Returns:
+            ``(b,)`` bool. A user whose scores hold NaN is not beaten, so that ranking meets the NaN and says so.
+        """
+        assert self.rivals is not None
+        held = self.task.scan_pairs(score, self.users, self.items)
+        held = held.masked_fill(self.task.data.lists.contains(self.users, self.items), -torch.inf)  # never in a list
+        best = held.new_full((self.task.n_users,), -torch.inf).scatter_reduce_(0, self.users, held, "amax")[users]
+        bar = torch.where(best == -torch.inf, best, best + _SLACK * (1 + best.abs()))
+        answers = [
+            self._ahead(score, some, level) >= k
+            for some, level in zip(users.split(_SCREENED_USERS), bar.split(_SCREENED_USERS), strict=True)
+        ]
+        return torch.cat(answers)
+
+    def _ahead(self, score: Call, users: Tensor, bar: Tensor) -> Tensor:
+        """``(b,)``: how many unmasked rivals score above each user's bar."""
+        rivals = self.rivals
+        assert rivals is not None
+        scores = score(Pairs(users.repeat_interleave(len(rivals)), rivals.repeat(len(users)))).view(len(users), -1)
+        masked = self.task.data.lists.contains(users[:, None], rivals)
+        return ((scores > bar[:, None]) & ~masked).sum(1)

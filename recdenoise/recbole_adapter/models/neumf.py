@@ -30,6 +30,7 @@ class NeuMF(RecBoleNeuMF):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self._drop_dead_parts()
+        self.ranks_by_pairs = bool(self.mlp_train)
         if not self.use_pretrain:
             for layer in self.mlp_layers.modules():
                 if isinstance(layer, nn.Linear):

@@ -96,6 +96,13 @@ def test_the_report_is_what_the_files_say(finished: tuple[Path, str]) -> None:
     )
     assert "Settings are the defaults" in text
     assert len(rows(report.with_name(report.name + "-runs.csv"))) == 8
+    page = report.with_name(report.name + ".html").read_text()
+    assert page.count("<svg") == 3
+    for name in ("auc", "average_precision"):
+        drawn = f"Normal {float(normal[f'{name}_mean']):.4f}; DeCA(p) {float(deca_p[f'{name}_mean']):.4f}; "
+        drawn += f"{detection.RAREST} {float(normal[f'rarest_first_{name}_mean']):.4f}"
+        assert f"{detection.FOUND[name]}: {drawn}" in page
+    assert f"DeCA(p), with noise {float(deca_p['recall@20_noisy_mean']):.4f}" in page
 
 
 def test_finished_runs_and_copies_stay(

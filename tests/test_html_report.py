@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from recdenoise.reports import charts, grid, table_report
+from recdenoise.reports.charts import bars
 from recdenoise.reports.html import Entry, Page, page_of
 from tests.test_grid import fake
 
@@ -173,6 +174,9 @@ def test_markdown_reports_become_pages() -> None:
     assert [cell for _, cell in reader.cells] == ["a", "1", "b", ""]
     assert [classes for classes, _ in reader.cells][:2] == ["text", ""]
     assert "A paragraph of two lines." in " ".join(reader.text)
+    assert "<svg" not in made.render()
+    drawn = page_of(text, {"Part": [bars("t", "u", ["b"], [(0.5, None)])], "Absent": []}).render()
+    assert drawn.index("Part</h2>") < drawn.index("<svg") < drawn.index("<table>")
 
 
 BROWSER = next(

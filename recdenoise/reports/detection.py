@@ -14,9 +14,10 @@ from typing import Any
 from recdenoise import own_data, presets
 from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.dataset import dataset_name, find_folder
-from recdenoise.reports import grid
+from recdenoise.reports import charts, grid
 from recdenoise.reports.comparison import Finished, Numbers, collect, read_json
 from recdenoise.reports.grid import FIRST_SEED, KEPT, Cell, TableSpec, Variant
+from recdenoise.reports.html import page_of
 from recdenoise.reports.markdown import (
     SETTINGS_COLUMNS,
     TEST_COLUMNS,
@@ -343,8 +344,28 @@ def run_csv(grids: Grids, plain: Sequence[Finished], noisy: Sequence[Finished]) 
     return grid.to_csv(list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
+def panels(found: Sequence[Outcome]) -> list[charts.Panel]:
+    """Of one model: how well each method finds the noise, beside no model; recall without and with it."""
+    model, labels = found[0].model, [one.label for one in found]
+    colours = [charts.COLOURS.get(one.method, charts.PALETTE[-1]) for one in found] + [charts.FAINT]
+    made = []
+    for name in ("auc", "average_precision"):
+        numbers = [*(one.numbers(name) for one in found), Numbers.of(found[0].rarest[name])]
+        values = [(n.mean, n.std) for n in numbers]
+        made.append(charts.bars(f"{model}: finding the noise", FOUND[name], [*labels, RAREST], values, colours=colours))
+    metric = TESTED[0]
+    groups = {
+        words: [(n.mean, n.std) if (n := tested(side[metric])) else None for side in sides]
+        for words, sides in (
+            ("without noise", [one.plain for one in found]),
+            ("with noise", [one.noisy for one in found]),
+        )
+    }
+    return [*made, charts.grouped_bars(f"{model}: recall kept", f"{short(metric)}, clean test", labels, groups)]
+
+
 def write_report(grids: Grids, report: Path, command: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Write ``REPORT.md``, ``REPORT.csv`` and ``REPORT-runs.csv`` from the files of the runs.
+    """Write ``REPORT.md``, ``REPORT.csv``, ``REPORT-runs.csv`` and ``REPORT.html`` from the files of the runs.
 
     Returns:
         The files, and the lines of :func:`summary`.
@@ -354,5 +375,8 @@ def write_report(grids: Grids, report: Path, command: Sequence[str]) -> tuple[li
     """
     text = markdown(grids, command)
     found, plain, noisy = outcomes(grids)
+    models = dict.fromkeys(one.model for one in found)
+    page = page_of(text, {model: panels([one for one in found if one.model == model]) for model in models})
     texts = {".md": text, ".csv": cell_csv(grids, found), "-runs.csv": run_csv(grids, plain, noisy)}
+    texts[".html"] = page.render()
     return write_texts(report, texts), [*summary(found), *missing(grids)]

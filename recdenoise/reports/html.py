@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from recdenoise.reports.charts import Panel, svg
@@ -24,7 +24,7 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p, ul { max-width: 62rem; }
 code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
 .quiet { color: var(--quiet); }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .scroll + .scroll { margin-top: 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { color: var(--quiet); font-weight: 600; }
@@ -51,6 +51,9 @@ svg.plot text { font-family: system-ui, sans-serif !important; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); font-weight: 600; }
 @media print { details > * { display: block; } }
 """
+
+WRAPPED = ("chosen", "options")
+"""Columns of long text in a report's Markdown."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -158,8 +161,13 @@ class Page:
         return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
-def page_of(text: str) -> Page:
-    """A report's Markdown as a page: headings, paragraphs, lists, pictures left out, tables. Raises nothing."""
+def page_of(text: str, plots: Mapping[str, Sequence[Panel]] | None = None) -> Page:
+    """A report's Markdown as a page: headings, paragraphs, lists, pictures left out, tables. Raises nothing.
+
+    Args:
+        text: the Markdown.
+        plots: plots below a heading, by its words.
+    """
     lines = text.splitlines()
     title = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "Report")
     page = Page(title)
@@ -168,10 +176,11 @@ def page_of(text: str) -> Page:
         level = len(block) - len(block.lstrip("#"))
         if level and len(inner) == 1:
             page.heading(block.lstrip("# "), level)
+            page.plots((plots or {}).get(block.lstrip("# "), ()))
         elif inner[0].startswith("|"):
             rows = [[entry.strip() for entry in line.strip("|").split(" | ")] for line in inner]
             left = sum(not mark.endswith(":") for mark in inner[1].strip("|").split("|"))
-            page.table(rows[0], rows[2:], left, wrapped=[i for i, name in enumerate(rows[0]) if name == "chosen"])
+            page.table(rows[0], rows[2:], left, wrapped=[i for i, name in enumerate(rows[0]) if name in WRAPPED])
         elif all(line.startswith("- ") for line in inner):
             page.bullets(inner)
         elif not block.startswith("!["):

@@ -289,14 +289,11 @@ def evaluate(
     if len(users) and not 0 <= int(users.min()) <= int(users.max()) < truth.n_users:
         raise UserError(f"A user to evaluate is out of range: valid are 0 to {truth.n_users - 1}.")
     ranked = users[known[users.to(truth.device)].to(users.device)]
-    if hopeless is None:
-        lists = top_k(score_block, ranked, deepest, truth.n_items, mask=mask, block=block, first_item=first_item)
-    else:
-        hopeful = ~hopeless(ranked, deepest)
-        lists = torch.full((len(ranked), deepest), -1, dtype=torch.int64, device=ranked.device)
-        lists[hopeful] = top_k(
-            score_block, ranked[hopeful], deepest, truth.n_items, mask=mask, block=block, first_item=first_item
-        )
+    hopeful = slice(None) if hopeless is None else ~hopeless(ranked, deepest)
+    lists = torch.full((len(ranked), deepest), -1, dtype=torch.int64, device=ranked.device)
+    lists[hopeful] = top_k(
+        score_block, ranked[hopeful], deepest, truth.n_items, mask=mask, block=block, first_item=first_item
+    )
     result = evaluate_lists(
         lists,
         ranked,

@@ -285,7 +285,7 @@ def test_users_beaten_by_popular_items_are_not_ranked_and_nothing_changes(
     task, _, _ = judged
     monkeypatch.setattr(task, "ranks_by_pairs", True)
     monkeypatch.setattr(validation_module, "RIVALS", 5)
-    monkeypatch.setattr(validation_module, "_SCREENED_USERS", 5)
+    monkeypatch.setattr(validation_module, "SCAN_PAIRS", 25)
     draw = torch.Generator().manual_seed(seed)
     users = torch.randint(1, N_USERS, (3 * N_USERS,), generator=draw)
     items = torch.randint(1, N_ITEMS, (3 * N_USERS,), generator=draw)  # some of them masked, some twice
@@ -322,6 +322,23 @@ def test_users_beaten_by_popular_items_are_not_ranked_and_nothing_changes(
         assert (user in scored) == (ahead < 3)
     assert hit <= set(scored)
     assert len(scored) == len(set(scored)) < len(set(users.tolist()))
+
+
+def test_a_cut_off_beyond_the_popular_items_ranks_everybody(
+    judged: tuple[RecBoleTask, PairValidation, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, given, table = judged
+    expected = given(from_table(table), {"recall@6"})
+    monkeypatch.setattr(task, "ranks_by_pairs", True)
+    monkeypatch.setattr(validation_module, "RIVALS", 5)
+    validation = PairValidation(task, given.users, given.items)
+    assert validation.rivals is not None
+
+    def whole_rows_alone(inputs: Any) -> Tensor:
+        assert isinstance(inputs, WholeRows), "rivals were scored in vain"
+        return table[inputs.users]
+
+    assert validation(whole_rows_alone, {"recall@6"}) == expected
 
 
 def test_a_model_that_diverged_is_not_taken_for_one_without_hits(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from recdenoise import ranking, seeds
 from recdenoise.interactions import Interactions
 from recdenoise.recbole_adapter.loaders import Pairs, WholeRows
-from recdenoise.recbole_adapter.task import RecBoleTask
+from recdenoise.recbole_adapter.task import SCAN_PAIRS, RecBoleTask
 from recdenoise.sampling import NegativeSampler
 from recdenoise.task import Call
 
@@ -20,9 +20,6 @@ TRIM = 0.2
 
 RIVALS = 256
 """Popular items against which a user's held-out items are held before all items are scored for the user."""
-
-_SCREENED_USERS = 1 << 8
-"""Users held against them at once: 65,536 pairs, as many as a scan scores at once."""
 
 _SLACK = 1e-4
 """A rival counts when it is ahead by this much, absolutely and relatively: far more than two orders of summation do."""
@@ -80,7 +77,7 @@ class PairValidation:
             metrics=metrics,
             mask=self.task.data.lists,
             first_item=1,
-            hopeless=partial(self.beaten, score) if self.rivals is not None else None,
+            hopeless=None if self.rivals is None else partial(self.beaten, score, self.rivals),
         )
         return result.mean
 
@@ -93,32 +90,27 @@ class PairValidation:
         popularity[0] = -1  # padding
         return popularity.topk(RIVALS).indices
 
-    def beaten(self, score: Call, users: Tensor, k: int) -> Tensor:
-        """Which users have at least ``k`` popular items, none of them masked, ahead of all their held-out items.
+    def beaten(self, score: Call, rivals: Tensor, users: Tensor, k: int) -> Tensor:
+        """Which users have at least ``k`` rivals, none of them masked, ahead of all their held-out items.
 
         Args:
             score: scores pairs.
+            rivals: ``(r,)`` item ids.
             users: ``(b,)`` distinct ids with held-out items.
             k: the deepest cut-off.
 
         Returns:
             ``(b,)`` bool. A user whose scores hold NaN is not beaten, so that ranking meets the NaN and says so.
         """
-        assert self.rivals is not None
+        if k > len(rivals):
+            return torch.zeros_like(users, dtype=torch.bool)
         held = self.task.scan_pairs(score, self.users, self.items)
         held = held.masked_fill(self.task.data.lists.contains(self.users, self.items), -torch.inf)  # never in a list
         best = held.new_full((self.task.n_users,), -torch.inf).scatter_reduce_(0, self.users, held, "amax")[users]
         bar = torch.where(best == -torch.inf, best, best + _SLACK * (1 + best.abs()))
-        answers = [
-            self._ahead(score, some, level) >= k
-            for some, level in zip(users.split(_SCREENED_USERS), bar.split(_SCREENED_USERS), strict=True)
-        ]
+        answers, block = [], max(1, SCAN_PAIRS // len(rivals))
+        for some, level in zip(users.split(block), bar.split(block), strict=True):
+            scores = score(Pairs(some.repeat_interleave(len(rivals)), rivals.repeat(len(some)))).view(len(some), -1)
+            masked = self.task.data.lists.contains(some[:, None], rivals)
+            answers.append(((scores > level[:, None]) & ~masked).sum(1) >= k)
         return torch.cat(answers)
-
-    def _ahead(self, score: Call, users: Tensor, bar: Tensor) -> Tensor:
-        """``(b,)``: how many unmasked rivals score above each user's bar."""
-        rivals = self.rivals
-        assert rivals is not None
-        scores = score(Pairs(users.repeat_interleave(len(rivals)), rivals.repeat(len(users)))).view(len(users), -1)
-        masked = self.task.data.lists.contains(users[:, None], rivals)
-        return ((scores > bar[:, None]) & ~masked).sum(1)

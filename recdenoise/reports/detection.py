@@ -348,18 +348,18 @@ def panels(found: Sequence[Outcome]) -> list[charts.Panel]:
     """Of one model: how well each method finds the noise, beside no model; recall without and with it."""
     model, labels = found[0].model, [one.label for one in found]
     colours = [charts.COLOURS.get(one.method, charts.PALETTE[-1]) for one in found] + [charts.FAINT]
+
+    def drawn(numbers: Numbers | None) -> tuple[float, float | None] | None:
+        return None if numbers is None else (numbers.mean, numbers.std)
+
     made = []
     for name in ("auc", "average_precision"):
-        numbers = [*(one.numbers(name) for one in found), Numbers.of(found[0].rarest[name])]
-        values = [(n.mean, n.std) for n in numbers]
+        values = [*(drawn(one.numbers(name)) for one in found), drawn(Numbers.of(found[0].rarest[name]))]
         made.append(charts.bars(f"{model}: finding the noise", FOUND[name], [*labels, RAREST], values, colours=colours))
     metric = TESTED[0]
     groups = {
-        words: [(n.mean, n.std) if (n := tested(side[metric])) else None for side in sides]
-        for words, sides in (
-            ("without noise", [one.plain for one in found]),
-            ("with noise", [one.noisy for one in found]),
-        )
+        "without noise": [drawn(tested(one.plain[metric])) for one in found],
+        "with noise": [drawn(tested(one.noisy[metric])) for one in found],
     }
     return [*made, charts.grouped_bars(f"{model}: recall kept", f"{short(metric)}, clean test", labels, groups)]
 

@@ -175,8 +175,9 @@ def page_of(text: str, plots: Mapping[str, Sequence[Panel]] | None = None) -> Pa
         inner = block.splitlines()
         level = len(block) - len(block.lstrip("#"))
         if level and len(inner) == 1:
-            page.heading(block.lstrip("# "), level)
-            page.plots((plots or {}).get(block.lstrip("# "), ()))
+            words = block.lstrip("# ")
+            page.heading(words, level)
+            page.plots((plots or {}).get(words, ()))
         elif inner[0].startswith("|"):
             rows = [[entry.strip() for entry in line.strip("|").split(" | ")] for line in inner]
             left = sum(not mark.endswith(":") for mark in inner[1].strip("|").split("|"))

@@ -72,6 +72,8 @@ class LoopConfig:
         require(self.eval_every >= 1, "eval_every", self.eval_every, "1 or more")
         require(self.eval_steps is None or self.eval_steps >= 1, "eval_steps", self.eval_steps, "1 or more, or null")
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more, or null")
+        clip = self.clip_grad_norm
+        require(clip is None or clip > 0, "clip_grad_norm", clip, "above 0, or null")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false unless momentum is above 0")

@@ -44,7 +44,8 @@ class Schedule:
             return value * epochs if value < 1 else value
 
         if self.kind == "step":
-            return self.gamma ** sum(epoch >= place(m) for m in self.milestones)
+            # Rounded: .55 of 100 epochs is 55.000000000000007 in floating point, and would fall an epoch late.
+            return self.gamma ** sum(epoch >= moment(m, epochs) for m in self.milestones)
         if self.kind == "cosine":
             return self.floor + (1.0 - self.floor) * (1.0 + math.cos(math.pi * epoch / epochs)) / 2.0
         if self.kind == "linear":

@@ -39,6 +39,8 @@ def test_schedules_are_those_of_torch() -> None:
     step = torch_factors(lambda o: lr.MultiStepLR(o, [80, 100], 0.1), 120)
     assert factors(Schedule("step", (80, 100)), 120) == pytest.approx(step)
     assert factors(Schedule("step", (2 / 3, 5 / 6)), 120) == pytest.approx(step)
+    for share, epochs, epoch in [(0.55, 100, 55), (0.07, 100, 7), (0.14, 50, 7), (0.6667, 120, 80), (0.001, 10, 1)]:
+        assert factors(Schedule("step", (share,)), epochs) == [1.0] * epoch + [0.1] * (epochs - epoch)
     cosine = torch_factors(lambda o: lr.CosineAnnealingLR(o, 50, eta_min=0.01), 50)
     assert factors(Schedule("cosine", floor=0.01), 50) == pytest.approx(cosine)
 
@@ -70,6 +72,8 @@ def test_schedules_out_of_range(options: dict[str, Any], message: str) -> None:
         ({"momentum": 1.0}, "below 1"),
         ({"nesterov": True}, "momentum is above 0"),
         ({"average": 1.0}, "below 1"),
+        ({"clip_grad_norm": 0.0}, "'clip_grad_norm' is 0.0"),
+        ({"clip_grad_norm": -1.0}, "above 0, or null"),
     ],
 )
 def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:

@@ -357,6 +357,9 @@ def test_cdae_paper_norm(folder: Path) -> None:
     fresh.row_logits(half)
     assert int(fresh.batch_users) == half.numel()
     assert int(fresh.state_dict()["batch_users"]) == half.numel()
+    with torch.no_grad():  # the published code's test in training mode: whole users at once, but no batch
+        fresh.row_logits(users)
+    assert int(fresh.batch_users) == half.numel()
     with pytest.raises(UserError, match=r"input_norm of CDAE 'papercode'.*paper_code"):
         build_model(folder, "CDAE", input_norm="papercode")
 

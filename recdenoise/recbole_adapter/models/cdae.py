@@ -65,7 +65,8 @@ class CDAE(RecBoleCDAE):
         if self.input_norm == "none":
             return torch.ones(row.numel(), device=row.device, dtype=self.out_layer.weight.dtype)
         if self.training:
-            self.batch_users.clamp_(min=users.numel())
+            if torch.is_grad_enabled():  # a test in training mode, as the published code's, is no batch
+                self.batch_users.clamp_(min=users.numel())
             count = torch.bincount(col, minlength=self.n_items).to(self.out_layer.weight.dtype)
         else:
             size = torch.where(self.batch_users > 0, self.batch_users, self.n_users - 1)

@@ -18,6 +18,7 @@ def test_every_preset_is_whole() -> None:
     assert len(cells) == len(set(cells))
     assert {dataset for dataset, _, _ in cells} == {"ml-100k", "modcloth", "adressa", "electronics"}
     allowed = {"epochs", "learning_rate", "train_batch_size", "valid_selector", "stopping_step", "denoiser"}
+    allowed |= {"denoiser_under_paper_code"}
     for dataset, model, denoiser in cells:
         cell = presets.load("paper", dataset, model, denoiser)
         assert {"epochs", "learning_rate", "train_batch_size", "valid_selector", "denoiser"} <= cell.keys() <= allowed

@@ -61,12 +61,45 @@ def test_callback_gets_recboles_arguments(options: dict[str, Any]) -> None:
     assert best == result["ndcg@10"] == pytest.approx(max(score for _, score in calls), abs=5e-5)
 
 
-def test_the_score_of_a_callback_is_the_valid_metric_whatever_selects(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("selector", ["loss", "last", "recall@5"])
+def test_the_score_of_a_callback_is_the_valid_metric_whatever_selects(options: dict[str, Any], selector: str) -> None:
     calls: list[float] = []
-    config, network, (train, valid, _) = prepared("GMF", {**options, "denoiser": "normal", "valid_selector": "loss"})
+    config, network, (train, valid, _) = prepared("GMF", {**options, "denoiser": "normal", "valid_selector": selector})
     trainer = DenoisingTrainer(config, network)
     trainer.fit(train, valid, callback_fn=lambda epoch, score: calls.append(score))
+    assert len(calls) == 2
     assert calls == [row["valid_ndcg@10"] for row in trainer.history]
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ({"valid_metric": "MRR@10", "metrics": ["NDCG"], "valid_selector": "ndcg@10"}, "mrr@10"),
+        ({"valid_selector": "ndcg@7"}, "ndcg@7"),
+    ],
+)
+def test_a_metric_that_is_not_measured_fails_before_training(
+    options: dict[str, Any], asked: dict[str, Any], missing: str
+) -> None:
+    config, network, (train, valid, _) = prepared("GMF", {**options, "denoiser": "normal", **asked})
+    trainer = DenoisingTrainer(config, network)
+    with pytest.raises(UserError, match=f"metrics and topk do not give {missing}; add it there"):
+        trainer.fit(train, valid)
+    assert trainer.history == []
+
+
+def test_the_prior_of_the_published_code_begins_where_the_target_begins(options: dict[str, Any]) -> None:
+    chosen = {"denoiser": {"name": "deca_p", "compat": "paper_code"}, "valid_selector": "last"}
+    config, network, (train, valid, _) = prepared("GMF", {**options, **chosen})
+    handed_in = {key: value.clone() for key, value in network.state_dict().items()}
+    trainer = DenoisingTrainer(config, network)
+    trainer.fit(train, valid)
+    assert trainer.denoiser.target is network
+    assert trainer.denoiser.prior is not network
+    assert [row["stage"] for row in trainer.history] == ["prior", "prior", "train", "train"]
+    again = trainer.task.new_target(0)
+    assert again is not network
+    assert all(torch.equal(handed_in[key], value) for key, value in again.state_dict().items())
 
 
 def test_without_validation_data(options: dict[str, Any]) -> None:
@@ -127,8 +160,24 @@ def test_resume_checkpoint_goes_on_to_the_same_end(options: dict[str, Any]) -> N
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+    assert resumed.train_loss_dict == whole.train_loss_dict
+    for key, value in {"seed": 7, "train_batch_size": 64, "learning_rate": 0.5, "epochs": 3}.items():
+        config, network, (train, valid, _) = prepared("NeuMF", {**options, key: value})
+        other = DenoisingTrainer(config, network)
+        other.resume_checkpoint(broken.saved_model_file)
+        with pytest.raises(UserError, match=f"belongs to another run: its option {key.replace('learning_rate', 'lr')}"):
+            other.fit(train, valid)
     with pytest.raises(UserError, match=r"There is no checkpoint nowhere\.pth"):
         resumed.resume_checkpoint("nowhere.pth")
+
+
+def test_recboles_loader_says_that_a_checkpoint_is_not_its_own(options: dict[str, Any], here: Path) -> None:
+    from recbole.quick_start import load_data_and_model
+
+    run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal", "epochs": 1})
+    (path,) = (here / "saved").glob("*.pth")
+    with pytest.raises(UserError, match=f"{path.name} is no checkpoint of RecBole's"):
+        load_data_and_model(str(path))
 
 
 def test_tensorboard_and_logs_are_recboles(options: dict[str, Any], here: Path) -> None:

@@ -366,6 +366,15 @@ def test_compat_normalises_the_inputs_of_cdae_alone() -> None:
     assert typed("denoiser.compat=paper_code", model="CDAE").options["input_norm"] == "paper_code"
     assert typed(model="CDAE").options["input_norm"] == "none"
     assert "input_norm" not in typed("denoiser.compat=paper_code").options
+    assert typed("denoiser.compat=paper_code", "input_norm=none", model="CDAE").options["input_norm"] == "none"
+
+
+def test_compat_takes_the_published_branch_where_the_preset_has_it() -> None:
+    cell = {"model": "LightGCN", "dataset": "adressa", "denoiser": "deca_p", "preset": "paper"}
+    assert resolve(**cell).config.iterative
+    assert not resolve(**cell, overrides={"denoiser": {"compat": "paper_code"}}).config.iterative
+    typed_in = resolve(**cell, overrides={"denoiser": {"compat": "paper_code", "iterative": True}})
+    assert typed_in.config.iterative
 
 
 # RecBole's keys for the loop
@@ -382,10 +391,25 @@ def test_recboles_defaults_choose_by_its_valid_metric() -> None:
         "clip_grad_norm": {"max_norm": 5, "norm_type": 2},
         "learner": "Adam",
     }
-    loop = loop_config(config, validates=True)
+    loop = loop_config(config, validation_data=True)
     assert (loop.selector, loop.eval_every, loop.patience, loop.clip_grad_norm) == ("mrr@10", 2, 10, 5.0)
-    assert loop_config(config, validates=False).selector == "last"
-    assert loop_config({**config, "eval_step": 0}, validates=True).selector == "last"
-    assert loop_config({**config, "valid_selector": "loss"}, validates=True).selector == "loss"
-    assert loop_config({**config, "stopping_step": 0}, validates=True).patience == 1
-    assert loop_config({**config, "enable_amp": True}, validates=True).precision == "bf16"
+    assert loop_config(config, validation_data=False).selector == "last"
+    assert loop_config({**config, "eval_step": 0}, validation_data=True).selector == "last"
+    assert loop_config({**config, "valid_selector": "loss"}, validation_data=True).selector == "loss"
+    assert loop_config({**config, "stopping_step": 0}, validation_data=True).patience == 1
+    assert loop_config({**config, "enable_amp": True}, validation_data=True).precision == "bf16"
+
+
+def test_a_selector_that_nothing_is_validated_for_is_refused() -> None:
+    with pytest.raises(UserError, match=r"valid_selector is 'recall@20', but eval_step is 0: nothing is validated"):
+        typed("eval_step=0", "valid_selector=recall@20")
+    with pytest.raises(UserError, match="but there is no validation data"):
+        loop_config({"eval_step": 1, "valid_selector": "loss"}, validation_data=False)
+    assert typed("eval_step=0").options["valid_selector"] == "last"
+    assert typed("eval_step=0", "valid_selector=last").loop.selector == "last"
+
+
+@pytest.mark.parametrize("clip", [{"max_norm": 1, "norm_type": 1}, {"max_norm": 1, "foreach": True}])
+def test_only_the_usual_norm_of_gradients_is_clipped(clip: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"'clip_grad_norm' is .*max_norm with norm_type 2"):
+        loop_config({"eval_step": 1, "clip_grad_norm": clip}, validation_data=True)

@@ -373,3 +373,19 @@ def test_models_that_rank_by_pairs(
     folder: Path, model: str, own_models: bool, options: dict[str, Any], by_pairs: bool
 ) -> None:
     assert make_task(folder, model, own_models, **options).ranks_by_pairs is by_pairs
+
+
+@pytest.mark.parametrize("model", ["GMF", "CDAE"])
+def test_logits_under_bfloat16_have_single_precision(folder: Path, model: str) -> None:
+    task = make_task(folder, model)
+    network, (users, items) = task.new_target(0), (task.data.users[:8], task.data.items[:8])
+    seen: list[torch.dtype] = []
+
+    def look(inputs: Pairs) -> Tensor:
+        seen.append(task.call(network, inputs).dtype)
+        return torch.zeros(len(inputs.users))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        task.scan_pairs(look, users, items)
+        seen.append(task.call(network, WholeRows(users)).dtype)
+    assert seen == [torch.float32, torch.float32]

@@ -35,6 +35,8 @@ def available() -> list[tuple[str, str, str]]:
 def load(preset: str, dataset: str, model: str, denoiser: str) -> dict[str, Any]:
     """Options of one cell, with RecBole's keys and a ``denoiser`` mapping without a name.
 
+    ``denoiser_under_paper_code`` holds what the published run had and only ``compat: paper_code`` can do.
+
     A denoiser without a file of its own gets the settings of ``normal``.
 
     Raises:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recdenoise.errors import unknown_name
+from recdenoise.errors import UserError, unknown_name
 
 _NUMPY_ALIASES: dict[str, type] = {
     "bool": np.bool_,
@@ -222,11 +222,19 @@ def load_data_and_model(model_file: str) -> tuple[Any, Any, Any, Any, Any, Any]:
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``.
+
+    Raises:
+        UserError: a checkpoint without a config, such as a denoiser's.
     """
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import init_logger, init_seed
 
     checkpoint = _lenient_torch.load(model_file, map_location=None if torch.cuda.is_available() else "cpu")
+    if "config" not in checkpoint:
+        raise UserError(
+            f"{model_file} is no checkpoint of RecBole's. One that a denoiser left holds weights alone: hand it to "
+            "DenoisingTrainer.evaluate(model_file=...), or train by `recdenoise train`, whose runs can be loaded."
+        )
     config = checkpoint["config"]
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)

@@ -55,41 +55,56 @@ def read_flag(config: Mapping[str, Any]) -> tuple[type[Denoiser], DenoiserConfig
     return None if spec is None else denoisers.parse(spec)
 
 
-def loop_config(config: Mapping[str, Any], *, validates: bool) -> LoopConfig:
+def validates(config: Mapping[str, Any]) -> bool:
+    """Whether a config asks for validation while training: ``eval_step`` above 0. Raises ``UserError``."""
+    return bool(read(config, "eval_step", int, 0) > 0)
+
+
+def loop_config(config: Mapping[str, Any], *, validation_data: bool) -> LoopConfig:
     """RecBole's settings for the loop.
 
     ``valid_selector`` (``last``, ``loss``, ``trimmed`` or a metric) chooses the epoch; without it RecBole's
-    ``valid_metric`` does. ``stopping_step`` is the patience, ``eval_step`` the rhythm.
+    ``valid_metric`` does, or the last one is kept where nothing is validated. ``stopping_step`` is the patience,
+    ``eval_step`` the rhythm.
 
     Args:
         config: anything with RecBole's keys.
-        validates: whether there is validation data.
+        validation_data: whether there is any.
 
     Raises:
-        UserError: a learner that the loop does not have, or a value out of range.
+        UserError: a learner that the loop does not have, a value out of range, or a ``valid_selector`` that nothing is
+            validated for.
     """
     learner = str(config.get("learner") or "adam").lower()
     if learner != "adam":
         raise UserError(f"learner is {learner!r}; denoisers declare their optimisers and train with adam.")
     rhythm = read(config, "eval_step", int, 0)
-    selector = config.get("valid_selector") or str(config.get("valid_metric") or "last").lower()
-    if not validates or rhythm <= 0:
+    selector = check_selector(str(config.get("valid_selector") or config.get("valid_metric") or "last"))
+    if not validation_data or rhythm <= 0:
+        if config.get("valid_selector") and selector != "last":
+            lack = f"eval_step is {rhythm}" if validation_data else "there is no validation data"
+            raise UserError(f"valid_selector is {selector!r}, but {lack}: nothing is validated. Use last.")
         selector, rhythm = "last", 1
+    size = read(config, "train_batch_size", int, 2048)
+    require(size >= 1, "train_batch_size", size, "1 or more")
     epochs, rate = read(config, "epochs", int, 300), read(config, "learning_rate", float, 1e-3)
     require(epochs >= 1, "epochs", epochs, "1 or more")
     require(0 < rate < math.inf, "learning_rate", rate, "above 0")
     patience = read(config, "stopping_step", int, None)
     clip = config.get("clip_grad_norm")
-    largest = clip.get("max_norm") if isinstance(clip, Mapping) else clip
+    if isinstance(clip, Mapping):
+        usual = set(clip) <= {"max_norm", "norm_type"} and clip.get("norm_type", 2) == 2
+        require(usual, "clip_grad_norm", dict(clip), "a number, or max_norm with norm_type 2")
+        clip = clip.get("max_norm")
     options: dict[str, Any] = {
         "epochs": epochs,
         "lr": rate,
         "seed": read(config, "seed", int, 2020),
-        "selector": check_selector(str(selector)),
+        "selector": selector,
         "patience": None if patience is None else max(1, patience),
         "eval_every": rhythm,
         "precision": "bf16" if read(config, "enable_amp", bool, False) else "fp32",
-        "clip_grad_norm": read({"clip_grad_norm": largest}, "clip_grad_norm", float, None),
+        "clip_grad_norm": read({"clip_grad_norm": clip}, "clip_grad_norm", float, None),
         "weight_decay": read(config, "weight_decay", float, 0.0),
     }
     for name, kind in (("eval_steps", int), ("paper_code_stopping", bool), ("checkpoint_seconds", float)):

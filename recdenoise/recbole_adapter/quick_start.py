@@ -90,7 +90,7 @@ def run_recbole(
     if flag is not None:
         scorer_for(cls)
         check_auxiliary(flag[1])
-        loop_config(view, validates=True)
+        loop_config(view, validation_data=True)
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     logger = getLogger()

@@ -11,9 +11,8 @@ from recdenoise import denoisers, presets
 from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import UserError, unknown_name
 from recdenoise.loop import LoopConfig
-from recdenoise.options import require
 from recdenoise.recbole_adapter.dataset import check_protocol, dataset_name, default_protocol
-from recdenoise.recbole_adapter.flag import PREFIX, denoiser_options, loop_config, read
+from recdenoise.recbole_adapter.flag import PREFIX, denoiser_options, loop_config, read, validates
 from recdenoise.recbole_adapter.models import MODELS
 from recdenoise.recbole_adapter.option_names import RESERVED, check_names, check_types
 from recdenoise.recbole_adapter.recbole_config import parse_yaml, read_yaml, resolve_model
@@ -148,7 +147,10 @@ def resolve(
     options: dict[str, Any] = {**DEFAULTS, **(MODELS[model].paper_config if model in MODELS else {})}
     if preset is not None:
         cell = presets.load(preset, dataset_name(dataset), model, name)
-        spec = {**cell.pop("denoiser", {}), **spec}
+        published, quirks = cell.pop("denoiser", {}), cell.pop("denoiser_under_paper_code", {})
+        if spec.get("compat") == "paper_code":
+            published |= quirks
+        spec = {**published, **spec}
         options |= cell
     given: dict[str, Any] = {}
     for layer, place in [*zip(files, config_files, strict=True), (layers[-1], "--set")]:
@@ -159,18 +161,20 @@ def resolve(
     options |= given
     if "valid_metric" in given and "valid_selector" not in given:
         options["valid_selector"] = str(given["valid_metric"]).lower()
+    if "valid_selector" not in given and not validates(options):
+        options["valid_selector"] = "last"  # config.yaml says what happens
     if config.compat == "paper_code":
         if options["valid_selector"] in ("last", "loss"):  # a metric is nothing that the published code knows
             options |= {k: v for k, v in PAPER_CODE.items() if k not in given}
         if model == "CDAE":
-            options["input_norm"] = "paper_code"
+            options["input_norm"] = given.get("input_norm", "paper_code")
     protocol = check_protocol(
         options.pop("protocol", None) or default_protocol(dataset) if protocol is None else protocol
     )
     options["seed"] = seed = read(options, "seed", int, FIRST_SEED) if seed is None else seed
     for reserved in RESERVED:
         options.pop(reserved, None)
-    loop = _loop(options)
+    loop = loop_config(options, validation_data=True)
     check_types(given, cls.__name__)
     return Settings(model, dataset, protocol, seed, method, config, options, loop, preset)
 
@@ -193,12 +197,6 @@ def _denoiser(
     return name, options
 
 
-def _loop(options: Mapping[str, Any]) -> LoopConfig:
-    size = read(options, "train_batch_size", int, 2048)
-    require(size >= 1, "train_batch_size", size, "1 or more")
-    return loop_config(options, validates=True)
-
-
 def from_dict(saved: Mapping[str, Any]) -> Settings:
     """Read back :meth:`Settings.to_dict`. Raises ``UserError`` for a mapping that is not one."""
     values = dict(saved)
@@ -215,7 +213,8 @@ def from_dict(saved: Mapping[str, Any]) -> Settings:
         raise UserError(f"{unknown_name('denoiser', spec.get('name'), denoisers.names())} Is a --plugin missing?")
     method, config = denoisers.parse(spec)
     check_protocol(names["protocol"])
-    return Settings(**names, method=method, config=config, options=values, loop=_loop(values))
+    loop = loop_config(values, validation_data=True)
+    return Settings(**names, method=method, config=config, options=values, loop=loop)
 
 
 def read_settings(run: Path) -> Settings:

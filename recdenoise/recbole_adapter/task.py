@@ -14,6 +14,7 @@ from recdenoise.interactions import Interactions
 from recdenoise.recbole_adapter.loaders import Observed, PairLoader, Pairs, RowLoader, WholeRows
 from recdenoise.recbole_adapter.scorers import Scorer, clear_caches, scorer_for
 from recdenoise.sampling import NegativeSampler
+from recdenoise.selection import copy_weights, load_weights
 from recdenoise.task import Call, Pass
 
 SCAN_PAIRS = 1 << 16
@@ -33,6 +34,7 @@ class RecBoleTask:
         seed: everything random follows from it.
         batch_size: observed pairs (or users, for autoencoders) in a step.
         device: where everything lives.
+        first_target: a network that is trained as it was handed in: the first answer for member 0.
     """
 
     n_classes = 2
@@ -62,6 +64,8 @@ class RecBoleTask:
         self.seed = seed
         self._new_model = new_model
         self._first_target = first_target
+        # Whoever asks for member 0 again gets these weights in a network of its own, never the one being trained.
+        self._first_weights = None if first_target is None else copy_weights({"target": first_target})
         self._scorers: dict[type, Scorer] = {}
         self._samplers: dict[Pass, NegativeSampler] = {}
         probe = first_target if first_target is not None else self.new_target(0)
@@ -83,18 +87,27 @@ class RecBoleTask:
     def new_target(self, member: int) -> nn.Module:
         """Member 0 is the model that RecBole was handed, where there is one; others differ in their seed alone."""
         if member == 0 and self._first_target is not None:
-            return self._first_target
-        return self._seeded(None, "target", member)
+            first, self._first_target = self._first_target, None
+            return first
+        network = self._seeded(None, "target", member)
+        if member == 0 and self._first_weights is not None:
+            load_weights({"target": network}, self._first_weights)
+        return network
 
     def new_auxiliary(self, kind: str, member: int) -> nn.Module:
         return self._seeded(kind, "auxiliary", kind.lower(), member)
 
     def call(self, module: nn.Module, inputs: Any) -> Tensor:
-        """``(n,)`` differentiable logits of :class:`Pairs`; ``(b, n_items)`` of :class:`WholeRows` without gradient."""
+        """``(n,)`` differentiable logits of :class:`Pairs`; ``(b, n_items)`` of :class:`WholeRows` without gradient.
+
+        They have single precision at least: losses are differences of numbers that bfloat16 rounds alike.
+        """
         scorer = self._scorer(module)
         if isinstance(inputs, WholeRows):
-            return scorer.full_logits(module, inputs.users)
-        return scorer.pair_logits(module, inputs.users, inputs.items, inputs.rows)
+            logits = scorer.full_logits(module, inputs.users)
+        else:
+            logits = scorer.pair_logits(module, inputs.users, inputs.items, inputs.rows)
+        return logits.float() if logits.itemsize < 4 else logits
 
     def begin_step(self, modules: nn.Module) -> None:
         for module in modules.modules():

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,11 +18,12 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, get_local_time, set_color
 from torch import Tensor, nn
 
+import recdenoise
 from recdenoise.denoisers import Clock, Denoiser, DenoiserConfig, Stage
 from recdenoise.denoisers.deca import DeCAConfig
 from recdenoise.errors import UserError
-from recdenoise.loop import Loop, Observer
-from recdenoise.recbole_adapter.flag import loop_config, read_flag
+from recdenoise.loop import Loop, LoopConfig, Observer
+from recdenoise.recbole_adapter.flag import loop_config, read_flag, validates
 from recdenoise.recbole_adapter.loaders import WholeRows
 from recdenoise.recbole_adapter.models import MODELS, paper_model_config
 from recdenoise.recbole_adapter.recbole_config import read_yaml, resolve_model
@@ -106,8 +108,8 @@ def pointwise_note(model: type, method: str) -> str | None:
     )
 
 
-def check_measured(config: Any, selectors: Sequence[str], n_items: int) -> None:
-    """Refuse a selector that RecBole's evaluator will not give, and a cut-off beyond the catalogue.
+def check_measured(config: Any, wanted: Sequence[str], n_items: int) -> None:
+    """Refuse a selector or metric that RecBole's evaluator will not give, and a cut-off beyond the catalogue.
 
     Raises:
         UserError: naming either, and what there is.
@@ -118,7 +120,7 @@ def check_measured(config: Any, selectors: Sequence[str], n_items: int) -> None:
         raise UserError(f"topk holds {deepest}, but only {n_items} items can be ranked.")
     metrics = [metrics] if isinstance(metrics, str) else metrics
     names = {f"{metric}@{k}".lower() for metric in metrics for k in ([topk] if isinstance(topk, int) else topk or [])}
-    missing = sorted({check_selector(s) for s in selectors} - {"last", *LOSSES} - names)
+    missing = sorted(set(wanted) - {"last", *LOSSES} - names)
     if missing:
         raise UserError(
             f"The config's metrics and topk do not give {', '.join(missing)}; add it there. "
@@ -133,7 +135,7 @@ class RecBoleObserver(Observer):
         self.trainer, self.verbose, self.show_progress = trainer, verbose, show_progress
         self.bar: Any = None
         self.steps = 0
-        self.epoch = 0
+        self.epoch = 0  # of all stages together, as RecBole counts
         self.scored = False
         self.started = time()
 
@@ -153,6 +155,11 @@ class RecBoleObserver(Observer):
 
             self.bar = tqdm(total=self.steps, ncols=100, desc=set_color(f"Train {clock.epoch:>5}", "pink"))
         self.bar.update(1)
+
+    def take_up(self, history: Sequence[dict[str, Any]]) -> None:
+        """Count on from the epochs of a resumed run."""
+        self.trainer.train_loss_dict.update((index, row["loss"] * row["steps"]) for index, row in enumerate(history))
+        self.epoch = len(history)
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         trainer, index = self.trainer, self.epoch
@@ -236,26 +243,30 @@ class DenoisingTrainer(Trainer):
             first_target=self.model,
         )
         self.denoiser = self.method(self.task, self.method_config)
-        settings = loop_config(config_view(self.config), validates=bool(valid_data))
-        selectors = [stage.selector or settings.selector for stage in self.denoiser.stages()]
-        check_measured(self.config, selectors, dataset.item_num - 1)
-        self.many_stages = len(selectors) > 1
+        settings = loop_config(config_view(self.config), validation_data=bool(valid_data))
+        stages = self.denoiser.stages()
+        selectors = [check_selector(stage.selector or settings.selector) for stage in stages]
+        self.many_stages = len(stages) > 1
         self.callback = callback_fn
         validation = _Validation(self, valid_data) if valid_data else None
-        log_values = {self.valid_metric} if valid_data and settings.selector in LOSSES else set()
+        # RecBole reports valid_metric after every epoch and at the end, whatever selects.
+        reported = {self.valid_metric} if validation is not None else set()
+        check_measured(self.config, [*selectors, *reported], dataset.item_num - 1)
         path = self._resume_from or Path(self.saved_model_file)
+        observer = RecBoleObserver(self, verbose, show_progress)
         self.loop = Loop(
             self.denoiser,
             self.task,
             settings,
             validate=validation,
             checkpoint_path=path if saved else None,
-            identity={"model": type(self.model).__name__, "options": self.method_config.to_dict()},
-            observer=RecBoleObserver(self, verbose, show_progress),
-            log_values=log_values,
+            identity=self._identity(dataset, len(users), settings),
+            observer=observer,
+            log_values=reported if validates(config_view(self.config)) else set(),
         )
         if self._resume_from is not None:
             self.loop.resume()
+            observer.take_up(self.loop.history)
         self.history = self.loop.run()
         self._score = self.denoiser.score
         if validation is None:
@@ -264,6 +275,20 @@ class DenoisingTrainer(Trainer):
         self.best_valid_score, self.best_valid_result = result[self.valid_metric], result
         self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
+
+    def _identity(self, dataset: Any, n_rows: int, settings: LoopConfig) -> dict[str, Any]:
+        """What a checkpoint must share with this run to be continued by it."""
+        loop = {f"option {key}": value for key, value in asdict(settings).items() if key != "checkpoint_seconds"}
+        return {
+            "version": recdenoise.__version__,
+            "model": type(self.model).__name__,
+            "dataset": dataset.dataset_name,
+            "training interactions": n_rows,
+            "denoiser": self.method.name,
+            **loop,
+            "option train_batch_size": int(self.config["train_batch_size"]),
+            **{f"option denoiser.{key}": value for key, value in self.method_config.to_dict().items()},
+        }
 
     def _announce(self) -> None:
         self.logger.info(set_color("Denoiser", "blue") + f": {self.method.title} {self.method_config}")

@@ -19,6 +19,7 @@ from recdenoise.reports.commands import (
     WORKERS,
     ListCommand,
     benchmark,
+    check_report,
     list_option,
     run_with_progress,
     tell_failures,
@@ -251,6 +252,8 @@ def detection(ctx: click.Context, dataset: str, rate: float, kind: str, **given:
     from recdenoise.recbole_adapter.settings import parse_assignments
     from recdenoise.reports import detection as experiment
 
+    if given["report"] is not None:
+        check_report(given["report"])
     injected = experiment.Noise(dataset, given["protocol"], rate, kind)
     out = given["out"] or Path("runs") / "detection"
     grids = experiment.plan(

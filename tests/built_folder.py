@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,13 @@ def write_built(
         )
         write_folder(data_recipes.Folder(protocol, NAME, files, manifest), out)
     return out
+
+
+def change_training(out: Path) -> None:
+    """Build the folder anew without its last training row."""
+
+    def shorter(parts: Split) -> None:
+        parts["train"] = parts["train"].take(np.arange(len(parts["train"]) - 1))
+
+    shutil.rmtree(out)
+    write_built(out, edit=shorter)

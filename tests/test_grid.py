@@ -289,7 +289,7 @@ def test_a_real_grid_runs_once_reports_and_refuses_other_settings(quick_grid: li
     (folder / "result.json").write_text("{", encoding="utf-8")
     broken = invoke(*quick_grid)
     assert broken.exit_code == 2
-    assert "result.json is not the result of a run" in broken.stderr
+    assert "result.json is damaged; delete the folder" in broken.stderr
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(

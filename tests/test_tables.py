@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from recdenoise.recbole_adapter.settings import resolve
 from recdenoise.reports import grid, markdown, published, significance, table_report
 from recdenoise.reports.comparison import collect, table_rows
 from recdenoise.reports.runs import InTokenOrder, run_one, token_order
-from tests.built_folder import write_built
+from tests.built_folder import change_training, write_built
 from tests.test_grid import fake
 
 
@@ -252,3 +254,114 @@ def test_cold_users_stand_apart_with_and_without_ties(tmp_path: Path) -> None:
 def test_different_users_are_refused() -> None:
     with pytest.raises(UserError, match="different users"):
         significance.signed_rank({"1": 0.0}, {"2": 0.0})
+
+
+def test_equal_changes_share_a_rank_whatever_their_last_bit() -> None:
+    base = {"a": 0.2, "b": 0.4, "c": 0.1, "d": 0.3, "e": 0.5}
+    other = {"a": 0.4, "b": 0.6, "c": 0.3, "d": 0.1, "e": 0.5 + 1e-17}
+    assert len({round(other[user] - base[user], 18) for user in "abcd"}) > 2  # .2 in several ways
+    exact = significance.signed_rank(dict.fromkeys("abcde", 0.0), {"a": 2.0, "b": 2.0, "c": 2.0, "d": -2.0, "e": 0.0})
+    assert significance.signed_rank(base, other) == exact
+    assert (exact.better, exact.worse, exact.direction) == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("gain", "p", "verdict"), [(0.4, 1e-4, "mixed"), (0.001, 1e-4, "worse"), (0.4, 0.2, "no difference")]
+)
+def test_a_mean_that_few_users_carry_is_no_verdict(gain: float, p: float, verdict: str) -> None:
+    base = {str(user): 0.5 for user in range(200)}
+    other = {user: 0.48 if int(user) < 150 else 0.5 + gain * (int(user) < 170) for user in base}
+    test = significance.signed_rank(base, other)
+    assert (test.better, test.worse, test.direction) == (20, 150, -1)
+    assert test.p < 1e-3
+    difference = sum(other.values()) / 200 - 0.5
+    names = ("d", "m", "x", "", "recall@20", "X", "Normal")
+    found = significance.PairedTest(*names, difference, test.better, test.worse, 200, p, test.direction, p)
+    assert found.verdict == verdict
+
+
+# Other data, other protocols, damage
+
+
+def test_numbers_of_another_protocol_are_not_compared_with_print(tmp_path: Path) -> None:
+    table, cells = plan("table2", models=["GMF"], methods=["normal"], n_seeds=1, protocol="clean")
+    fake(tmp_path / cells[0].name, cells[0], {"test": {"recall@20": 0.2, "ndcg@20": 0.1}})
+    rows = table_rows(table, cells, collect(cells, tmp_path))
+    assert {(r.printed, r.code, r.clean, r.required, r.reached) for r in rows} == {(None,) * 5}
+    paths, lines = table_report.write_report(table, cells, tmp_path, tmp_path / "r", ["recdenoise"])
+    assert lines == ["0 of 0 required cells reached"]
+    for path in (paths[0], paths[-1]):
+        text = path.read_text(encoding="utf-8")
+        assert (
+            "Not compared with print (DeCA paper (TORS 2023), Table 2), which has protocol paper and not clean" in text
+        )
+        assert "missed" not in text
+
+
+def test_runs_of_other_data_are_not_taken_for_ones_own(built: Path, here: Path) -> None:
+    data = shutil.copytree(built, here / "data")
+    words = ["benchmark", "run", "--model", "GMF", "--dataset", str(data), "--denoiser", "normal", "--out", "run"]
+    assert CliRunner().invoke(cli, [*words, "--set", "epochs=1", "--keep", "users"]).exit_code == 0
+    change_training(data)
+    refused = CliRunner().invoke(cli, [*words, "--set", "epochs=1", "--keep", "ties"])
+    assert refused.exit_code == 2
+    assert "run is of other data of the name 'tiny'" in refused.stderr
+    for command in (["evaluate", "run"], ["find-noise", "run"], ["recommend", "run", "--users", "u1"]):
+        refused = CliRunner().invoke(cli, command)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+        assert "run was trained on other files than" in refused.stderr
+
+
+def test_two_data_sets_of_one_name_are_refused(built: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(built, tmp_path / "noisy")
+    table = dataclasses.replace(grid.read_table("table2"), preset=None)
+    with pytest.raises(UserError, match="are both called 'tiny'"):
+        grid.plan(table, datasets=[str(built), str(other)], models=["GMF"], methods=["normal"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", "{"),
+        ("result.json", '{"test": 1, "seconds": {}, "seed": 1, "versions": {}, "epochs": {}, "selector": "x"}'),
+        ("result.json", '{"test": {}, "seconds": {}, "seed": 1}'),
+        ("job.json", "[]"),
+        ("job.json", '{"seconds": 1}'),
+        ("ties.json", '{"all": '),
+        ("users.csv", "user,recall@20,ndcg@20\nu1,0.5"),
+        ("users.csv", "user,recall@20,ndcg@20\nu1,0.5,half"),
+        ("metrics.csv", "stage,epoch,loss\ntrain,1,high"),
+        ("metrics.csv", "epoch,loss\n1,0.5"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: str) -> None:
+    table, cells = plan("table2", models=["GMF"], methods=["normal", "r_ce"], n_seeds=1)
+    for cell in cells:
+        fake(tmp_path / cell.name, cell, {"test": {"recall@20": 0.2, "ndcg@20": 0.1}})
+        (tmp_path / cell.name / "users.csv").write_text("user,recall@20,ndcg@20\nu1,0.5,0.5\n")
+    (tmp_path / cells[0].name / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is damaged; delete the folder"):
+        table_report.write_report(table, cells, tmp_path, tmp_path / "r", ["recdenoise"])
+
+
+def test_a_report_without_a_run_does_not_take_the_place_of_one(tmp_path: Path) -> None:
+    table, cells = plan("table2", models=["GMF"], methods=["normal"], n_seeds=1)
+    (tmp_path / "r.md").write_text("numbers")
+    with pytest.raises(UserError, match="has finished: there is nothing to report"):
+        table_report.write_report(table, cells, tmp_path / "out", tmp_path / "r", ["recdenoise"])
+    assert (tmp_path / "r.md").read_text() == "numbers"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--report", "."], "--report . is a folder"),
+        (["--out", "file"], "file/ml-100k-paper-GMF-normal-2020 cannot be"),
+    ],
+)
+def test_places_that_cannot_be_written_to(words: list[str], says: str, cache: Path, here: Path) -> None:
+    (here / "file").write_text("")
+    given = ["--models", "GMF", "--methods", "normal", "--seeds", "1"]
+    result = CliRunner().invoke(cli, ["benchmark", "table2", *given, *words])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert says in result.stderr

@@ -17,8 +17,10 @@ from recdenoise.cli import cli
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.recbole_adapter import experiment
 from recdenoise.reports import tuned, tuning
+from recdenoise.reports.commands import parse_search
 from recdenoise.reports.grid import flat_options
 from recdenoise.reports.tuning import StudySpec, make_spec, run_study
+from tests.built_folder import change_training
 
 
 def invoke(*words: str) -> Result:
@@ -325,10 +327,10 @@ def test_signed_rank_by_hand() -> None:
     base = {str(user): 0.1 for user in range(6)}
     # Five of six users gain, all by different amounts: of 2^5 signs of the ranks only two are as extreme, p = 2 / 32.
     other = {str(user): 0.1 + 0.01 * user for user in range(6)}
-    better, worse, p = tuned.signed_rank(base, other)
-    assert (better, worse) == (5, 0)
-    assert p == pytest.approx(0.0625, abs=0.02)
-    assert tuned.signed_rank(base, base) == (0, 0, 1.0)
+    test = tuned.signed_rank(base, other)
+    assert (test.better, test.worse, test.direction) == (5, 0, 1)
+    assert test.p == pytest.approx(0.0625, abs=0.02)
+    assert tuned.signed_rank(base, base) == tuned.SignedRank(0, 0, 1.0, 0)
     with pytest.raises(UserError, match="different users"):
         tuned.signed_rank(base, {"1": 0.1})
 
@@ -366,7 +368,7 @@ def test_the_comparison_by_hand(tmp_path: Path) -> None:
     found = tuned.contrasts(tuned.collect(specs, tmp_path), "normal")
     gmf = next(c for c in found if (c.model, c.metric) == ("GMF", "recall@20"))
     assert gmf.difference == pytest.approx(0.1)
-    assert (gmf.better, gmf.worse, gmf.p, gmf.adjusted) == (2, 0, 0.5, 1.0)
+    assert (gmf.test.better, gmf.test.worse, gmf.test.p, gmf.adjusted) == (2, 0, 0.5, 1.0)
     assert gmf.base.std == pytest.approx(0.2 / 2**0.5)
     text = paths[0].read_text(encoding="utf-8")
     assert "| GMF | DeCA(p) | 0.3000 ± 0.1414 | 0.4000 ± 0.1414 | +0.1000 | +33.3% | 2 / 0 | 0.5 | 1 |" in text
@@ -375,3 +377,18 @@ def test_the_comparison_by_hand(tmp_path: Path) -> None:
     assert [float(row["recall@20_mean"]) for row in rows] == pytest.approx([0.3, 0.4, 0.3, 0.25])
     with pytest.raises(UserError, match="other settings"):
         tuned.collect([make_spec("GMF", "ml-100k", "normal", selector="loss")], tmp_path)
+
+
+def test_a_study_of_other_data_is_refused(built: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(built, tmp_path / "data")
+    spec = make_spec("GMF", str(data), "normal")
+    tuning.open_study(spec, tmp_path / "study.db")
+    tuning.open_study(spec, tmp_path / "study.db")
+    change_training(data)
+    with pytest.raises(UserError, match=r"study\.db is of other data of the name 'tiny'"):
+        tuning.open_study(spec, tmp_path / "study.db")
+
+
+def test_values_to_search_are_numbers_however_they_are_written() -> None:
+    assert parse_search(["learning_rate=1e-3,0.00001,1e-05"]) == {"learning_rate": [1e-3, 1e-5, 1e-5]}
+    assert parse_search(["a=json.dumps,null"]) == {"a": ["json.dumps", None]}

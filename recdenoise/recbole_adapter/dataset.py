@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +138,23 @@ def find_folder(dataset: str, protocol: str) -> Path:
     return folder.resolve()
 
 
+def digest_of(folder: Path) -> str:
+    """16 hexadecimal digits that change with any file of a built folder, by the hashes that its manifest keeps."""
+    files = data_recipes.load_manifest(folder)["files"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def data_digest(dataset: str, protocol: str) -> str | None:
+    """:func:`digest_of` what :func:`find_folder` would find; ``None`` where it would have to be built first.
+
+    Raises:
+        UserError: neither a recipe nor a built folder.
+    """
+    named = dataset in data_recipes.RECIPES and not Path(dataset).is_dir()
+    folder = _cached(dataset, protocol) if named else _protocol_folder(dataset, protocol)
+    return None if folder is None else digest_of(folder)
+
+
 def _protocol_folder(dataset: str, protocol: str) -> Path:
     """The folder of one protocol in (or at) the path ``dataset``; its files are not looked at."""
     check_protocol(protocol)
@@ -186,6 +205,11 @@ class SplitData:
     user_tokens: np.ndarray[Any, Any]
     item_tokens: np.ndarray[Any, Any]
     unknown_test_rows: int
+
+    @property
+    def digest(self) -> str:
+        """Changes with any file of the folder: what a run keeps of the data that it was trained on."""
+        return digest_of(self.folder)
 
     @property
     def known(self) -> Interactions:

@@ -64,6 +64,10 @@ class Run:
         """The published code tests autoencoders in training mode and masks nothing (its mask is thrown away)."""
         return self.settings.config.compat == "paper_code" and self.task.rowwise
 
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with this run to be continued by it."""
+        return {**self.settings.identity(recdenoise.__version__), "data": self.data.digest}
+
     def score_block(self, users: Tensor) -> Tensor:
         """Scores of all items, ``(b, n_items)``."""
         return self.denoiser.score(WholeRows(users))
@@ -175,7 +179,7 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
         settings.loop,
         validate=run.validation,
         checkpoint_path=None if out is None else out / "checkpoint.pt",
-        identity=settings.identity(recdenoise.__version__),
+        identity=run.identity(),
         observer=inner,
     )
     if resume and loop.resume() and loop.finished and out is not None:
@@ -225,6 +229,7 @@ def finish(run: Run, history: list[dict[str, Any]], out: Path | None) -> RunResu
     record: dict[str, Any] = {
         "model": settings.model,
         "dataset": run.data.name,
+        "data": run.data.digest,
         "denoiser": settings.method.name,
         "protocol": settings.protocol,
         "seed": settings.seed,
@@ -253,7 +258,8 @@ def load(folder: Path) -> Run:
     """Load a finished run, ready to rank.
 
     Raises:
-        UserError: not a run, an unfinished one, or weights of another model or version.
+        UserError: not a run, an unfinished one, weights of another model or version, or a data set that has been
+            built anew from other rows since: ids would no longer be those of the weights.
     """
     settings = read_settings(folder)
     if not (folder / "model.pt").is_file():
@@ -264,6 +270,11 @@ def load(folder: Path) -> Run:
     names = ("model", "protocol", "seed")
     expected = {"denoiser": settings.method.name, **{name: getattr(settings, name) for name in names}}
     checkpoint.require_same(path, state["identity"], expected)
+    if state["identity"].get("data", run.data.digest) != run.data.digest:
+        raise UserError(
+            f"{folder} was trained on other files than {run.data.folder} holds now: build the data set as it was, or "
+            "train again."
+        )
     checkpoint.load_modules(path, run.denoiser.load_state_dict, state["modules"])
     run.denoiser.eval()
     return run

@@ -126,6 +126,15 @@ def run_with_progress(
             raise SystemExit(130) from None
 
 
+def check_report(report: Path) -> Path:
+    """Refuse, before anything runs, a ``--report`` to which no ending can be added. Raises ``UserError``."""
+    if report.name in ("", ".."):
+        raise UserError(
+            f"--report {report} is a folder; give the start of the files' names, such as {report / 'mine'}."
+        )
+    return report
+
+
 def tell_failures(failed: dict[str, str]) -> None:
     """Raise ``UserError`` that names every run that failed, where one did."""
     if failed:
@@ -159,14 +168,14 @@ def benchmark() -> None:
 
 def parse_search(texts: Sequence[str]) -> dict[str, list[Any]]:
     """``["learning_rate=0.001,0.01"]`` as values by option. Raises ``UserError`` for anything else."""
-    import yaml
+    from recdenoise.recbole_adapter.recbole_config import parse_yaml
 
     found: dict[str, list[Any]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         try:
-            parsed = yaml.safe_load(f"[{values}]") if equals and key.strip() else None
-        except yaml.YAMLError:
+            parsed = parse_yaml(f"[{values}]") if equals and key.strip() else None
+        except ValueError:
             parsed = None
         if not parsed or not all(v is None or isinstance(v, bool | int | float | str) for v in parsed):
             raise UserError(f"--search {text!r} must read KEY=V1,V2, for example --search learning_rate=0.001,0.01.")
@@ -300,7 +309,7 @@ def tuned(ctx: click.Context, dataset: str, **given: Any) -> None:
     ]
     out = given["out"] or Path("runs") / "tuned"
     under = "" if given["protocol"] == "clean" else f"-{given['protocol']}"
-    report = given["report"] or Path("docs") / "results" / f"tuned-{Path(dataset).name}{under}"
+    report = check_report(given["report"] or Path("docs") / "results" / f"tuned-{Path(dataset).name}{under}")
     failed: dict[str, str] = {}
     if not given["report_only"]:
         find_folder(dataset, given["protocol"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from recdenoise.recbole_adapter.recbole_config import read_yaml
 from recdenoise.reports import published
 from recdenoise.reports.grid import KEPT, Cell, TableSpec, result_of, to_csv
+from recdenoise.reports.report_text import JOB, read_json
 
 MASKED = "masked"
 """Added to the variant of runs that were also tested with training items masked."""
@@ -111,15 +111,6 @@ class Finished:
         return tests
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content, ``None`` where there is none."""
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
-    return content
-
-
 def collect(cells: Sequence[Cell], out: Path) -> list[Finished]:
     """Read every finished run of ``cells`` under ``out``. Raises ``UserError`` for a file that is no result."""
     runs = []
@@ -127,7 +118,7 @@ def collect(cells: Sequence[Cell], out: Path) -> list[Finished]:
         folder = out / cell.name
         result = result_of(folder)
         if result is not None:
-            job, ties = read_json(folder / "job.json"), read_json(folder / KEPT["ties"]) or {}
+            job, ties = read_json(folder / "job.json", *JOB), read_json(folder / KEPT["ties"]) or {}
             runs.append(Finished(cell, folder, result, read_yaml(folder / "config.yaml"), job, ties))
     return runs
 
@@ -169,15 +160,17 @@ def table_rows(table: TableSpec, cells: Sequence[Cell], runs: Sequence[Finished]
             label = cell.label_of(variant)
             for metric in dict.fromkeys([*populations["all"], *table.shown_for(dataset)]):
                 key = (dataset, model, cell.title, metric)
-                printed = Numbers(means[key], stds.get(key), 0) if key in means else None
+                # Print is of one protocol: under another, users and positives are other ones.
+                comparable = cell.settings.protocol == table.protocol
+                printed = Numbers(means[key], stds.get(key), 0) if comparable and key in means else None
                 ours, warm, cold, ordered, ordered_cold = (
                     Numbers.of(populations[p][metric]) if metric in populations[p] else None for p in POPULATIONS
                 )
                 least = None
                 if compared and metric in table.required_for(dataset) and printed is not None:
                     least = required_minimum(printed, code.get(key), table.deviations, table.share)
-                clean = (low[key], high[key]) if key in low else None
-                references = (printed, code.get(key), clean, least)
+                clean = (low[key], high[key]) if comparable and key in low else None
+                references = (printed, code.get(key) if comparable else None, clean, least)
                 place = (dataset, model, method, cell.title, variant, metric, compared)
                 rows.append(Row(*place, ours, warm, cold, ordered, ordered_cold, *references, label))
     return rows

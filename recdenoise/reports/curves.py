@@ -8,21 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recdenoise.reports import charts
+from recdenoise.reports.report_text import damaged
 
 
 def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """``metrics.csv`` of a run: stage -> column -> values by epoch; values that were not measured are left out."""
+    """``metrics.csv`` of a run: stage -> column -> values by epoch; values that were not measured are left out.
+
+    Raises:
+        UserError: a file that was cut short.
+    """
     history: dict[str, dict[str, list[float]]] = {}
     path = folder / "metrics.csv"
     if not path.is_file():
         return history
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            stage = history.setdefault(row["stage"], {})
-            for column, value in row.items():
-                if value and (column == "loss" or column.startswith("valid_")):
-                    stage.setdefault(column, []).append(float(value))
-                    stage.setdefault(f"{column} epoch", []).append(float(row["epoch"]))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                stage = history.setdefault(row["stage"], {})
+                for column, value in row.items():
+                    if value and (column == "loss" or column.startswith("valid_")):
+                        stage.setdefault(column, []).append(float(value))
+                        stage.setdefault(f"{column} epoch", []).append(float(row["epoch"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged(path) from None
     return history
 
 

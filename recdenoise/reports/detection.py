@@ -15,7 +15,7 @@ from recdenoise import own_data, presets
 from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.dataset import dataset_name, find_folder
 from recdenoise.reports import charts, grid
-from recdenoise.reports.comparison import Finished, Numbers, collect, read_json
+from recdenoise.reports.comparison import Finished, Numbers, collect
 from recdenoise.reports.grid import FIRST_SEED, KEPT, Cell, TableSpec, Variant
 from recdenoise.reports.html import page_of
 from recdenoise.reports.markdown import (
@@ -28,6 +28,7 @@ from recdenoise.reports.markdown import (
     show,
     test_rows,
 )
+from recdenoise.reports.report_text import read_json
 from recdenoise.reports.significance import explanation, paired_tests
 from recdenoise.reports.table_report import write_texts
 from recdenoise.reports.workers import Job

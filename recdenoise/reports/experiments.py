@@ -16,6 +16,7 @@ from recdenoise.reports.commands import (
     SET,
     WORKERS,
     ListCommand,
+    check_report,
     list_option,
     run_with_progress,
     tell_failures,
@@ -89,7 +90,9 @@ def run_experiment(name: str, command: list[str], **given: Any) -> None:
     )
     datasets = dict.fromkeys(cell.dataset for cell in cells)
     out = given["out"] or Path("runs") / name
-    report = given["report"] or Path("docs") / "results" / "-".join([name, *datasets])
+    # Numbers of another protocol are not those of the table: they get a report of their own.
+    other = [] if given["protocol"] in (None, table.protocol) else [given["protocol"]]
+    report = check_report(given["report"] or Path("docs") / "results" / "-".join([name, *datasets, *other]))
     jobs = grid.jobs_of(cells, table, out)
     failed: dict[str, str] = {}
     if given["report_only"]:
@@ -98,6 +101,8 @@ def run_experiment(name: str, command: list[str], **given: Any) -> None:
     else:
         grid.prepare_data(cells)
         failed = run_with_progress(jobs, given["workers"])
+        if failed and not any(job.finished for job in jobs):
+            tell_failures(failed)
     write = table_report.write_report if table.report == "table" else figures.write_report
     paths, lines = write(table, cells, out, report, command)
     screen = console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -13,10 +14,11 @@ from typing import Any
 
 from recdenoise import denoisers, presets
 from recdenoise.errors import UserError
-from recdenoise.recbole_adapter.dataset import dataset_name, find_folder
+from recdenoise.recbole_adapter.dataset import data_digest, dataset_name, find_folder
 from recdenoise.recbole_adapter.recbole_config import read_yaml
 from recdenoise.recbole_adapter.settings import Settings, from_dict, resolve
 from recdenoise.reports import published
+from recdenoise.reports.report_text import damaged, read_json
 from recdenoise.reports.workers import Job
 
 FIRST_SEED = 2020
@@ -263,6 +265,11 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def folder_name(dataset: str) -> str:
+    """What a data set is called in reports and in the folders of its runs."""
+    return Path(dataset_name(dataset)).name
+
+
 def plan(
     table: TableSpec,
     *,
@@ -295,9 +302,17 @@ def plan(
     models, methods, datasets = models or table.models, methods or table.methods, datasets or table.datasets
     for method in methods:
         denoisers.get(method)
+    known: dict[str, str] = {}
+    for dataset in dict.fromkeys(datasets):
+        other = known.setdefault(folder_name(dataset), dataset)
+        if other != dataset:
+            raise UserError(
+                f"{other} and {dataset} are both called {folder_name(dataset)!r}, and so would their runs be: give "
+                "them to two commands, each with its own --out and --report."
+            )
     cells = []
     for dataset, model, method in itertools.product(*map(dict.fromkeys, (datasets, models, methods))):
-        name = Path(dataset_name(dataset)).name
+        name = folder_name(dataset)
         preset, fixed = table.options_for(name, model, method)
         for variant, seed in itertools.product(
             table.variants_of(model, method), range(FIRST_SEED, FIRST_SEED + n_seeds)
@@ -314,16 +329,11 @@ def plan(
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """``result.json`` of a finished run, else ``None``. Raises ``UserError`` for one that is not JSON."""
-    path = folder / "result.json"
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["test"], record["seconds"], record["seed"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not the result of a run; delete the folder to run it again.") from None
-    assert isinstance(record, dict)
+    """``result.json`` of a finished run, else ``None``. Raises ``UserError`` for one that is no run's result."""
+    record = read_json(folder / "result.json", "test", "seconds", "seed", "versions", "epochs", "selector")
+    parts = () if record is None else (record[name] for name in ("test", "seconds", "versions", "epochs"))
+    if not all(isinstance(part, dict) for part in parts):
+        raise damaged(folder / "result.json")
     return record
 
 
@@ -331,7 +341,7 @@ def check_folder(settings: Settings, folder: Path) -> None:
     """Refuse a folder whose run has other settings: its numbers would stand in the wrong place.
 
     Raises:
-        UserError: it names the first option that differs.
+        UserError: it names the first option that differs, or the data set whose files do.
     """
     if not (folder / "config.yaml").is_file():
         return
@@ -343,6 +353,29 @@ def check_folder(settings: Settings, folder: Path) -> None:
                 f"{folder} holds a run with {key} = {saved.get(key)!r}, here it is {wanted.get(key)!r}; choose "
                 "another --out, or delete that folder."
             )
+    check_data((result_of(folder) or {}).get("data"), settings.dataset, settings.protocol, folder)
+
+
+def check_data(trained_on: str | None, dataset: str, protocol: str, where: Path) -> None:
+    """Refuse what came of another data set of the same name.
+
+    Args:
+        trained_on: digest of that data; ``None`` where nothing was kept of it.
+        dataset, protocol: the data at hand; one that is not there (any more) is not compared.
+        where: what to name in the message.
+
+    Raises:
+        UserError: the files differ.
+    """
+    here = None
+    if trained_on is not None:
+        with contextlib.suppress(UserError):
+            here = data_digest(dataset, protocol)
+    if here is not None and trained_on != here:
+        raise UserError(
+            f"{where} is of other data of the name {folder_name(dataset)!r} than {dataset} holds now; choose another "
+            "--out, or delete it."
+        )
 
 
 def published_seconds(file: str | None, dataset: str, model: str, title: str) -> float:

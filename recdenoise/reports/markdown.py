@@ -89,6 +89,13 @@ def settings_rows(runs: Sequence[Finished]) -> list[list[str]]:
     return rows
 
 
+def beside_print(table: TableSpec, protocol: str) -> str:
+    """What the numbers are compared with, or why with nothing."""
+    if protocol == table.protocol:
+        return f"Compared with: {table.source}."
+    return f"Not compared with print ({table.source}), which has protocol {table.protocol} and not {protocol}."
+
+
 def rules(table: TableSpec, rows: Sequence[Row]) -> list[str]:
     """How to read the numbers, a sentence a line."""
     least = f"the paper's mean less the larger of {table.deviations} of its standard deviations and {table.share:.0%}"
@@ -195,7 +202,7 @@ def markdown(
 ) -> str:
     """The page: circumstances, a table per data set and model, tests, settings, and what was reached."""
     protocol = cells[0].settings.protocol
-    lines = [f"# {table.title}", "", f"Compared with: {table.source}.", ""]
+    lines = [f"# {table.title}", "", beside_print(table, protocol), ""]
     lines += [*circumstances([r.result for r in runs], [r.job for r in runs if r.job], command, protocol), ""]
     lines += [*rules(table, rows), ""]
     for dataset, model in dict.fromkeys((row.dataset, row.model) for row in rows):

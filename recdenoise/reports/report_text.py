@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from recdenoise.errors import UserError
+
+
+def damaged(path: Path) -> UserError:
+    """What to say of a run's file that cannot be read."""
+    return UserError(f"{path} is damaged; delete the folder {path.parent} to run it again.")
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
+    """A JSON file's mapping, ``None`` where there is no file. Raises ``UserError`` where it lacks something."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise damaged(path) from None
+    if not isinstance(content, dict) or not content.keys() >= set(needed):
+        raise damaged(path)
+    return content
+
+
+JOB = ("machine", "ended", "seconds")
+"""What :func:`circumstances` reads of ``job.json``."""
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> list[str]:

@@ -13,14 +13,13 @@ import torch
 import yaml
 from torch import Tensor
 
-import recdenoise
 from recdenoise import checkpoint
 from recdenoise.denoisers import Stage
 from recdenoise.errors import UserError, unknown_name
 from recdenoise.loop import Loop, Observer
 from recdenoise.recbole_adapter.experiment import Run, RunFiles, check_out, finish, load, prepare, read_record, train
 from recdenoise.recbole_adapter.settings import Settings
-from recdenoise.reports.grid import KEPT, check_folder, to_csv
+from recdenoise.reports.grid import KEPT, check_folder, damaged, to_csv
 from recdenoise.reports.suspects import write_detection
 
 METRICS = ("recall", "ndcg")
@@ -85,7 +84,7 @@ def train_watched(settings: Settings, out: Path) -> None:
         settings.loop,
         validate=run.validation,
         checkpoint_path=out / "checkpoint.pt",
-        identity=settings.identity(recdenoise.__version__),
+        identity=run.identity(),
     )
     loop.resume()
     checkpoint.write_text(out / "config.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
@@ -132,9 +131,12 @@ def write_users(folder: Path, run: Run | None = None) -> None:
 
 
 def read_users(path: Path, metric: str) -> dict[str, float]:
-    """One measure of every user from ``users.csv``."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["user"]: float(row[metric]) for row in csv.DictReader(file)}
+    """One measure of every user from ``users.csv``. Raises ``UserError`` for a file that was cut short."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {row["user"]: float(row[metric]) for row in csv.DictReader(file)}
+    except (ValueError, KeyError, TypeError):
+        raise damaged(path) from None
 
 
 class InTokenOrder(Run):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from recdenoise.errors import UserError
 from recdenoise.reports.grid import KEPT, TableSpec
 from recdenoise.reports.runs import read_users
@@ -29,20 +31,40 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def signed_rank(base: Mapping[str, float], other: Mapping[str, float]) -> tuple[int, int, float]:
-    """Users better and worse under ``other``, and the two-sided p of Wilcoxon's signed-rank test, pairs by user.
+@dataclass(frozen=True)
+class SignedRank:
+    """Wilcoxon's signed-rank test of one method against another.
+
+    Attributes:
+        better, worse: users whose measure is higher or lower.
+        p: two-sided.
+        direction: 1 where the ranks of the gains outweigh those of the losses, -1 where it is the other way round.
+    """
+
+    better: int
+    worse: int
+    p: float
+    direction: int
+
+
+def signed_rank(base: Mapping[str, float], other: Mapping[str, float]) -> SignedRank:
+    """Compare ``other`` with ``base``, pairs by user.
 
     Raises:
         UserError: the two were tested on different users.
     """
-    from scipy.stats import wilcoxon
+    from scipy.stats import rankdata, wilcoxon
 
     if base.keys() != other.keys():
         raise UserError("The two methods were tested on different users; their runs are of different data.")
-    differences = [other[user] - base[user] for user in base]
-    better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    # Rounded: .4 - .2 and .6 - .4 differ in the last bit, and would get two ranks where they share one.
+    differences = np.array([other[user] - base[user] for user in base]).round(12)
+    signs, ranks = np.sign(differences), rankdata(np.abs(differences))
+    better, worse = int((signs > 0).sum()), int((signs < 0).sum())
     p = float(wilcoxon(differences).pvalue) if better or worse else 1.0
-    return better, worse, p
+    # Users without a change have the lowest ranks, which shifts the others' alike and must not count.
+    weight = float((signs * (ranks - (signs == 0).sum())).sum())
+    return SignedRank(better, worse, p, int(np.sign(weight)))
 
 
 def mean_users(files: Sequence[Path], metric: str) -> dict[str, float]:
@@ -63,7 +85,8 @@ class PairedTest:
         label, base_label: what reports call the cell, and what it is compared with.
         difference: mean over users of the cell's measure less the base's.
         better, worse: users whose measure, averaged over seeds, is higher or lower. n_users: all of them.
-        p: of Wilcoxon's signed-rank test. adjusted: after Holm's correction over the cells of a data set and metric.
+        p, direction: of Wilcoxon's signed-rank test. adjusted: p after Holm's correction over the cells of a data set
+            and metric.
     """
 
     dataset: str
@@ -78,13 +101,19 @@ class PairedTest:
     worse: int
     n_users: int
     p: float
+    direction: int
     adjusted: float
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse`` or ``no difference``: by the corrected p, and the direction that the mean took."""
-        if self.adjusted >= LEVEL or self.difference == 0:
+        """``better``, ``worse`` or ``no difference`` by the corrected p; ``mixed`` where mean and ranks disagree.
+
+        That happens where many users lose a little and few gain much: the test is of the many.
+        """
+        if self.adjusted >= LEVEL or self.direction == 0:
             return "no difference"
+        if self.direction * self.difference <= 0:
+            return "mixed"
         return "better" if self.difference > 0 else "worse"
 
 
@@ -108,10 +137,11 @@ def paired_tests(table: TableSpec, runs: Sequence[Finished]) -> list[PairedTest]
             base = (dataset, model, method if table.base == "plain" else "normal", cell.variant.kind)
             if group[0] != dataset or base == group or base not in users:
                 continue
-            better, worse, p = signed_rank(users[base], users[group])
+            test = signed_rank(users[base], users[group])
             difference = statistics.fmean(users[group].values()) - statistics.fmean(users[base].values())
             names = (*group, metric, cell.label_of(), cells[base].label_of())
-            tests.append(PairedTest(*names, difference, better, worse, len(users[base]), p, p))
+            counts = (test.better, test.worse, len(users[base]))
+            tests.append(PairedTest(*names, difference, *counts, test.p, test.direction, test.p))
         adjusted = holm([test.p for test in tests])
         found += [replace(test, adjusted=value) for test, value in zip(tests, adjusted, strict=True)]
     places = list(dict.fromkeys((test.dataset, test.model) for test in found))
@@ -129,6 +159,6 @@ def explanation(tests: Sequence[PairedTest]) -> str:
     return (
         f"Paired over {' or '.join(f'{k:,}' for k in n)} users: each user's measure is averaged over seeds, then "
         "Wilcoxon's signed-rank test, two-sided. p, Holm: corrected over all rows of a data set and metric. The test "
-        "says nothing about seeds that were not run. It ranks the changes of users that changed; the verdict takes the "
-        "direction of the mean."
+        "says nothing about seeds that were not run. It ranks the changes of users that changed; where these weigh "
+        "otherwise than the mean, the verdict is mixed."
     )

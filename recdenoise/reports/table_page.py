@@ -132,7 +132,7 @@ def page(
     protocol = cells[0].settings.protocol
     seeds = sorted({r.result["seed"] for r in runs})
     hours = sum(r.job["seconds"] for r in runs if r.job) / 3600
-    made.paragraph(f"Beside print: {table.source}. Protocol `{protocol}`.", quiet=True)
+    made.paragraph(f"{markdown.beside_print(table, protocol)} Protocol `{protocol}`.", quiet=True)
     n, m = headline.split(" of ")[0], headline.split(" of ")[1].split()[0]
     told = f"{hours:.1f} h" if hours >= 0.5 else f"{hours * 60:.0f} min"
     tiles = [(f"{n} / {m}", "required cells reached")] if m != "0" else []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recdenoise import checkpoint
+from recdenoise.errors import UserError
 from recdenoise.reports import markdown, table_page
 from recdenoise.reports.comparison import cell_csv, collect, run_csv, summary, table_rows, unfinished
 from recdenoise.reports.grid import Cell, TableSpec
@@ -29,8 +30,13 @@ def write_report(
 
     Returns:
         The files, and the lines of :func:`summary` and :func:`unfinished`.
+
+    Raises:
+        UserError: no run has finished: a report without a number would take the place of one with some.
     """
     runs = collect(cells, out)
+    if not runs:
+        raise UserError(f"No run under {out} has finished: there is nothing to report.")
     rows = table_rows(table, cells, runs)
     tests = paired_tests(table, runs)
     texts = {

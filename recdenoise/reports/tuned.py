@@ -12,10 +12,11 @@ from typing import Any
 from recdenoise import denoisers
 from recdenoise.errors import UserError
 from recdenoise.reports.comparison import Numbers
-from recdenoise.reports.grid import FIRST_SEED, KEPT, assignments, published_seconds, to_csv
+from recdenoise.reports.grid import FIRST_SEED, KEPT, assignments, check_data, published_seconds, to_csv
 from recdenoise.reports.html import page_of
 from recdenoise.reports.markdown import circumstances, markdown_table, short, show
-from recdenoise.reports.significance import holm, mean_users, signed_rank
+from recdenoise.reports.report_text import JOB, read_json
+from recdenoise.reports.significance import LEVEL, SignedRank, holm, mean_users, signed_rank
 from recdenoise.reports.table_report import write_texts
 from recdenoise.reports.tuning import StudySpec
 from recdenoise.reports.workers import Job
@@ -67,9 +68,8 @@ class Contrast:
     Attributes:
         model, title, metric: which.
         base, other: over seeds.
-        better, worse: users whose mean over seeds is higher, lower.
-        p: of Wilcoxon's signed-rank test over users, two-sided. adjusted: after Holm's correction over the contrasts
-            of a metric.
+        test: Wilcoxon's signed-rank test over users, each one's mean over seeds.
+        adjusted: its p after Holm's correction over the contrasts of a metric.
     """
 
     model: str
@@ -77,14 +77,17 @@ class Contrast:
     metric: str
     base: Numbers
     other: Numbers
-    better: int
-    worse: int
-    p: float
+    test: SignedRank
     adjusted: float
 
     @property
     def difference(self) -> float:
         return self.other.mean - self.base.mean
+
+    @property
+    def sure(self) -> bool:
+        """Whether the corrected p is below .05, and the users that changed weigh as the mean does."""
+        return self.adjusted < LEVEL and self.test.direction * self.difference > 0
 
 
 def jobs_of(specs: Sequence[StudySpec], out: Path, trials: int, n_seeds: int, plugins: Sequence[str]) -> list[Job]:
@@ -112,10 +115,12 @@ def collect(specs: Sequence[StudySpec], out: Path) -> list[Study]:
     studies = []
     for spec in specs:
         path = out / spec.name / "tuned.json"
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, "spec", "runs", "trials", "distinct", "validation", "parameters", "seeds")
+        if record is not None:
             if record["spec"] != spec.to_dict():
                 raise UserError(f"{path} is of a search with other settings; choose another --out.")
+            for run in record["runs"]:
+                check_data(run.get("data"), spec.dataset, spec.protocol, path)
             studies.append(Study(spec, path.parent, record))
     return studies
 
@@ -133,8 +138,8 @@ def contrasts(studies: Sequence[Study], base: str) -> list[Contrast]:
             and (first.spec.dataset, first.spec.model) == (other.spec.dataset, other.spec.model)
         ]
         tests = [signed_rank(first.users(metric), other.users(metric)) for first, other in pairs]
-        adjusted = holm([p for _, _, p in tests])
-        for (first, other), (better, worse, p), corrected in zip(pairs, tests, adjusted, strict=True):
+        adjusted = holm([test.p for test in tests])
+        for (first, other), test, corrected in zip(pairs, tests, adjusted, strict=True):
             found.append(
                 Contrast(
                     other.spec.model,
@@ -142,9 +147,7 @@ def contrasts(studies: Sequence[Study], base: str) -> list[Contrast]:
                     metric,
                     first.numbers(metric),
                     other.numbers(metric),
-                    better,
-                    worse,
-                    p,
+                    test,
                     corrected,
                 )
             )
@@ -157,7 +160,7 @@ def summary(found: Sequence[Contrast], base: str) -> list[str]:
     for title, metric in dict.fromkeys((c.title, c.metric) for c in found):
         chosen = [c for c in found if (c.title, c.metric) == (title, metric)]
         ahead = [c for c in chosen if c.difference > 0]
-        sure = sum(c.adjusted < 0.05 for c in ahead)
+        sure = sum(c.sure for c in ahead)
         lines.append(
             f"{title} is ahead of {base} in {short(metric)} for {len(ahead)} of {len(chosen)} models, "
             f"{sure} of them with a corrected p below .05"
@@ -187,8 +190,8 @@ def to_rows(studies: Sequence[Study], found: Sequence[Contrast]) -> list[dict[st
             row |= {f"{metric}_mean": numbers.mean, f"{metric}_std": numbers.std}
             for c in found:
                 if (c.model, c.title, c.metric) == (spec.model, study.title, metric):
-                    row |= {f"{metric}_difference": c.difference, f"{metric}_better": c.better}
-                    row |= {f"{metric}_worse": c.worse, f"{metric}_p": c.p, f"{metric}_p_holm": c.adjusted}
+                    row |= {f"{metric}_difference": c.difference, f"{metric}_better": c.test.better}
+                    row |= {f"{metric}_worse": c.test.worse, f"{metric}_p": c.test.p, f"{metric}_p_holm": c.adjusted}
         rows.append(row)
     return rows
 
@@ -198,7 +201,7 @@ def markdown(studies: Sequence[Study], found: Sequence[Contrast], command: Seque
     first = studies[0]
     base = first.title
     results = [run for study in studies for run in study.record["runs"]]
-    jobs = [json.loads(p.read_text(encoding="utf-8")) for s in studies if (p := s.folder / "job.json").is_file()]
+    jobs = [job for study in studies if (job := read_json(study.folder / "job.json", *JOB)) is not None]
     trials = sorted({study.record["trials"] for study in studies})
     lines = ["# Methods after equal tuning", "", *circumstances(results, jobs, command, first.spec.protocol)]
     lines += [
@@ -222,8 +225,8 @@ def markdown(studies: Sequence[Study], found: Sequence[Contrast], command: Seque
                 show(c.other),
                 f"{c.difference:+.4f}",
                 f"{c.difference / c.base.mean:+.1%}" if c.base.mean else "–",
-                f"{c.better} / {c.worse}",
-                f"{c.p:.2g}",
+                f"{c.test.better} / {c.test.worse}",
+                f"{c.test.p:.2g}",
                 f"{c.adjusted:.2g}",
             ]
             for c in found

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from recdenoise import checkpoint, denoisers, presets
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.loop import Loop, Observer
+from recdenoise.recbole_adapter.dataset import digest_of, find_folder
 from recdenoise.recbole_adapter.experiment import prepare, train
 from recdenoise.recbole_adapter.settings import DEFAULTS, Settings, resolve
-from recdenoise.reports.grid import FIRST_SEED, check_folder, flat_options, merge, nested_options, to_csv
+from recdenoise.reports.grid import FIRST_SEED, check_data, check_folder, flat_options, merge, nested_options, to_csv
 from recdenoise.reports.runs import read_users as read_users
 from recdenoise.reports.runs import write_users
 from recdenoise.seeds import derive
@@ -190,7 +191,7 @@ def open_study(spec: StudySpec, path: Path) -> optuna.Study:
     """Open or create the study in an SQLite file.
 
     Raises:
-        UserError: the file is no such file, or holds a study of something else or with other options.
+        UserError: the file is no such file, or holds a study of something else, of other data or with other options.
     """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -210,7 +211,9 @@ def open_study(spec: StudySpec, path: Path) -> optuna.Study:
     wanted, saved = spec.to_dict(), study.user_attrs.get("spec")
     if saved is None:
         study.set_user_attr("spec", wanted)
+        study.set_user_attr("data", digest_of(find_folder(spec.dataset, spec.protocol)))
         return study
+    check_data(study.user_attrs.get("data"), spec.dataset, spec.protocol, path)
     for key in wanted:
         if saved.get(key) != wanted[key]:
             raise UserError(

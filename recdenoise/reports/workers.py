@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import recdenoise
 from recdenoise import checkpoint
+from recdenoise.errors import UserError
 
 COMMAND = (sys.executable, "-m", "recdenoise.cli")
 POLL_SECONDS = 0.2
@@ -159,8 +160,11 @@ def terminate_like_interrupt() -> Iterator[None]:
 
 def lock(folder: Path, name: str = ".lock") -> IO[bytes] | None:
     """The folder's lock, or ``None`` while another process has it. A child that inherits the file keeps the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / name).open("wb")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("wb")
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be written to: {error.strerror or error}.") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -57,6 +57,11 @@ def spoiled(path: Path, line: int, new: str) -> Path:
         ((7, "u 1,i1,12,"), {"time": "ts"}, r"line 7: ts is ''"),
         ((7, "u 1,i1,12,inf"), {"time": "ts"}, r"line 7: ts is 'inf', which is no time"),
         ((1, "user,item,dwell,user"), {}, r"line 1: two columns are called 'user'"),
+        (None, {"encoding": "base64"}, "There is no encoding 'base64'"),
+        (None, {"encoding": "rot13"}, "There is no encoding 'rot13'"),
+        ((7, '"u 1,i1,12,4'), {}, r"a\.csv, line 7: the row that begins here.*a quotation mark is never closed"),
+        ((601, '"u 1,i1,12,4'), {}, r"a\.csv, line 601: the row that begins here.*a quotation mark is never closed"),
+        ((7, "u 1,i1,12,2020-01-02"), {"time": "ts"}, r"line 7: ts is '2020-01-02', a date where the rows before hold"),
     ],
 )
 def test_bad_tables_are_told_in_one_sentence(
@@ -92,7 +97,7 @@ def rewrite(text: bytes) -> Callable[[Path], Path]:
         (rewrite(b""), r"a\.csv is empty"),
         (rewrite(b"user,item,dwell\n"), r"a\.csv has a header and no rows"),
         (rewrite(b"user,item,dwell\nann\xff,i,3\n"), r"a\.csv is not utf-8 text.*--encoding"),
-        (rewrite(b'user,item,dwell\n"ann,i,3\n' + b"x,y,1\n" * 200_000), r"a\.csv is no table: field larger"),
+        (rewrite(b'user,item,dwell\n"ann,i,3\n' + b"x,y,1\n" * 200_000), r"a\.csv, line 2: .*field larger"),
         (rewrite(b"user,item,dwell\nann,i,30\nbob,i,3\n"), r"split of .*a\.csv would be empty: it needs more rows"),
         (lambda path: path.with_name("b.csv"), r"b\.csv does not exist"),
         (lambda path: path.parent, r"is a folder; give the table itself"),
@@ -110,6 +115,34 @@ def test_a_line_number_counts_quoted_line_ends(tmp_path: Path) -> None:
     path.write_text('user,item,dwell\n"two\nlines",i,3\nann,i,long\n')
     with pytest.raises(RecipeError, match=r"a\.csv, line 4: dwell is 'long'"):
         list(read_blocks(Table(path, "user", "item", None, ("dwell",))))
+
+
+def test_a_quotation_mark_that_is_never_closed_is_told_by_the_line_of_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('user,item,dwell\n"two\nlines",i,3\nann,"i,3\nbob,i,4\ncid,i,5')
+    blocks = read_blocks(Table(path, "user", "item", None, ("dwell",)), rows=1)
+    assert next(blocks).users == ["two\nlines"]
+    with pytest.raises(RecipeError, match=r"a\.csv, line 4: the row that begins here.*unexpected end of data"):
+        next(blocks)
+    path.write_text("user,item,dwell\nann,i,3")  # no line end at the end is no mistake
+    assert [block.users for block in read_blocks(Table(path, "user", "item"))] == [["ann"]]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (("2020-01-02", "20200103"), r"line 3: when is '20200103', a number where the rows before hold dates"),
+        (("2020-01-02", "2020-01-03", "5"), r"line 4: when is '5', a number where the rows before hold dates"),
+        (("20200103", "7", "2020-01-02"), r"line 4: when is '2020-01-02', a date where the rows before hold numbers"),
+    ],
+)
+def test_numbers_and_dates_do_not_mix(tmp_path: Path, rows: int, times: tuple[str, ...], said: str) -> None:
+    """In one block and over several."""
+    path = tmp_path / "a.csv"
+    path.write_text("user,item,when\n" + "".join(f"u,i,{time}\n" for time in times))
+    with pytest.raises(RecipeError, match=said):
+        list(read_blocks(Table(path, "user", "item", "when"), rows))
 
 
 def test_a_table_that_changes_while_it_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -15,13 +16,21 @@ from data_recipes.errors import RecipeError, because
 _BLOCK = 1 << 20
 _LARGEST = 8 << 30
 """Bytes that an archive may unpack to, at most."""
+_PACKED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_CUT = (EOFError, zlib.error, lzma.LZMAError)
+"""What a packed stream that is cut short or broken raises, which tarfile lets through."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether ``path`` is a zip or a (perhaps packed) tar file."""
+    """Whether ``path`` is a zip or a (perhaps packed) tar file, or broken and called like one.
+
+    :func:`unpack` then tells what is wrong with it; other packed files that are broken are left to whoever reads them.
+    """
     try:
-        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
-    except OSError:
+        return path.is_file() and (
+            path.name.lower().endswith(_PACKED_TAR) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        )
+    except (OSError, *_CUT):
         return False
 
 
@@ -52,7 +61,7 @@ def unpack(path: Path, folder: Path) -> Path:
             with stream, target.open("xb") as out:
                 shutil.copyfileobj(stream, out, _BLOCK)
     # An encrypted zip file is a RuntimeError, an unknown compression a NotImplementedError.
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, *_CUT, NotImplementedError, RuntimeError) as error:
         raise RecipeError(f"{path} is an archive that is cut short or broken ({error}).") from error
     except OSError as error:
         raise RecipeError(f"Cannot unpack {path}: {because(error)}.") from error

@@ -75,6 +75,8 @@ def csv_recipe(options: TableOptions) -> Recipe:
         raise RecipeError(
             f"The name {options.name!r} cannot be a folder's: letters, digits, dots, hyphens and underscores only."
         )
+    if options.seed < 0:
+        raise RecipeError(f"The seed is {options.seed}; it must be 0 or more.")
     if options.clean is not None:
         read_rule(options.clean)  # a mistake in it is told before anything is read
 

@@ -50,7 +50,7 @@ def data_list() -> None:
 @click.option("--sep", metavar="CHARACTER", help="csv: what separates cells; tab for a tab.  [default: ,]")
 @click.option("--encoding", metavar="NAME", help="csv: of the text.  [default: utf-8]")
 @click.option("--split", metavar="KIND", help="csv: random, or time: by user.  [default: time where there is one]")
-@click.option("--seed", type=int, help="csv: of a random split.  [default: 2020]")
+@click.option("--seed", type=click.IntRange(min=0), help="csv: of a random split.  [default: 2020]")
 def data_build(
     name: str, out: Path, source: Path | None, protocol: tuple[str, ...], called: str | None, **table: Any
 ) -> None:

@@ -57,6 +57,7 @@ def spoiled(path: Path, line: int, new: str) -> Path:
         ((7, "u 1,i1,12,"), {"time": "ts"}, r"line 7: ts is ''"),
         ((7, "u 1,i1,12,inf"), {"time": "ts"}, r"line 7: ts is 'inf', which is no time"),
         ((1, "user,item,dwell,user"), {}, r"line 1: two columns are called 'user'"),
+        (None, {"seed": -1}, "The seed is -1; it must be 0 or more"),
         (None, {"encoding": "base64"}, "There is no encoding 'base64'"),
         (None, {"encoding": "rot13"}, "There is no encoding 'rot13'"),
         ((7, '"u 1,i1,12,4'), {}, r"a\.csv, line 7: the row that begins here.*a quotation mark is never closed"),
@@ -82,6 +83,12 @@ def truncate(path: Path) -> Path:
     return packed
 
 
+def truncate_early(path: Path) -> Path:
+    packed = path.with_suffix(".csv.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes())[:50])
+    return packed
+
+
 def rewrite(text: bytes) -> Callable[[Path], Path]:
     def change(path: Path) -> Path:
         path.write_bytes(text)
@@ -94,6 +101,7 @@ def rewrite(text: bytes) -> Callable[[Path], Path]:
     ("change", "said"),
     [
         (truncate, r"a\.csv\.gz is a gzip file that is cut short or broken"),
+        (truncate_early, r"a\.csv\.gz is a gzip file that is cut short or broken"),
         (rewrite(b""), r"a\.csv is empty"),
         (rewrite(b"user,item,dwell\n"), r"a\.csv has a header and no rows"),
         (rewrite(b"user,item,dwell\nann\xff,i,3\n"), r"a\.csv is not utf-8 text.*--encoding"),
@@ -239,6 +247,11 @@ def test_mistakes_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "data build csv needs --user and --item and --from" in mistake("data", "build", "csv", "--out", "x")
     words = ("--from", "a.csv", "--user", "user", "--item", "item", "--out", "x")
     assert "matches no row of a.csv" in mistake("data", "build", "csv", *words, "--clean", "dwell > 99")
+    assert "-1 is not in the range x>=0" in mistake("data", "build", "csv", *words, "--seed", "-1")
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes())[:50])
+    assert "cut.csv.gz is a gzip file that is cut short" in mistake(
+        "data", "build", "csv", "--from", "cut.csv.gz", *words[2:]
+    )
     assert "--user, --item describe a table" in mistake("data", "build", "ml-100k", *words)
     assert "has no protocol 'paper'. Valid: clean" in mistake("data", "build", "csv", *words, "--protocol", "paper")
     with pytest.raises(RecipeError, match="csv is a table of one's own"):

@@ -334,6 +334,21 @@ def test_archives_cut_short(tmp_path: Path, pack: Callable[[Path, dict[str, byte
         archive.unpack(source, tmp_path / "out")
 
 
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
+def test_a_packed_file_cut_before_its_first_block(tmp_path: Path, ending: str) -> None:
+    """tarfile reads 512 bytes to tell what a file is, and raises another error where there are fewer."""
+    source = tmp_path / f"a.tar.{ending}"
+    with tarfile.open(source, f"w:{ending}") as packed:  # type: ignore[call-overload]
+        packed.addfile(tarfile.TarInfo("x"))
+    source.write_bytes(source.read_bytes()[:40])
+    plain = tmp_path / f"a.csv.{ending}"
+    plain.write_bytes(source.read_bytes())
+    assert not archive.is_archive(plain)
+    with pytest.raises(RecipeError, match="is an archive that is cut short or broken"):
+        data_recipes.build("ml-100k", tmp_path / "out", source)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_reads_its_files_out_of_a_repositorys_archive(real_data: Path, tmp_path: Path) -> None:
     raw_files = real_data / "recsys" / "modcloth"
     if not raw_files.is_dir():

@@ -6,7 +6,8 @@ Needs NumPy alone. A recipe is one file that ends in a :class:`Recipe`, and one 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_recipes import adressa, csv_table, market_bias, ml_100k
@@ -87,19 +88,18 @@ def build(
     for protocol in wanted:
         if protocol not in recipe.protocols:
             raise RecipeError(f"{recipe.name} has no protocol {protocol!r}. Valid: {', '.join(recipe.protocols)}.")
-    with workspace(Path(out)) as work:
-        place = None if source is None else Path(source)
-        if place is not None and is_archive(place):
-            place = unpack(place, work() / "unpacked")
+    with workspace(Path(out)) as work, _unpacked(source, work) as (place, unpacked):
         if not recipe.files:
-            return [write_folder(folder, Path(out)) for folder in recipe.build(Job(place, wanted, work))]
+            return [write_folder(folder, Path(out)) for folder in recipe.build(Job(place, wanted, work, unpacked))]
         kept = Path(downloads) if downloads is not None else Path(out) / ".downloads" / recipe.name
         built: list[Path] = []
         missing: list[RecipeError] = []
         for protocol in wanted:
             try:
                 raw = fetch(recipe.files[protocol], kept) if place is None else place
-                built += [write_folder(folder, Path(out)) for folder in recipe.build(Job(raw, [protocol], work))]
+                built += [
+                    write_folder(folder, Path(out)) for folder in recipe.build(Job(raw, [protocol], work, unpacked))
+                ]
             except MissingFiles as error:
                 if protocols is not None:
                     raise
@@ -110,3 +110,21 @@ def build(
             if say is not None:
                 say(f"One protocol is not built: {reason}")
         return built
+
+
+@contextmanager
+def _unpacked(source: str | Path | None, work: Callable[[], Path]) -> Iterator[tuple[Path | None, bool]]:
+    """Give the source, or where an archive was unpacked to, and whether it was one.
+
+    Raises:
+        RecipeError: a broken archive; or what is raised inside, with the archive named in place of the hidden folder.
+    """
+    place = None if source is None else Path(source)
+    if place is None or not is_archive(place):
+        yield place, False
+        return
+    folder = unpack(place, work() / "unpacked")
+    try:
+        yield folder, True
+    except RecipeError as error:
+        raise type(error)(str(error).replace(str(folder), str(place))) from error

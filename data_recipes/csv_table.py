@@ -83,8 +83,9 @@ def csv_recipe(options: TableOptions) -> Recipe:
     def build(job: Job) -> list[Folder]:
         if job.source is None:
             raise RecipeError("Give the table: --from FILE.")
-        name = options.name or _name_of(job.source)
-        table = _table(job.source, options, separator)
+        source = _only_file(job.source) if job.unpacked else job.source
+        name = options.name or _name_of(source)
+        table = _table(source, options, separator)
         return [table_folder(recipe, name, table, options, Cut(split == "time", options.seed), job.work)]
 
     recipe = Recipe(
@@ -98,6 +99,21 @@ def csv_recipe(options: TableOptions) -> Recipe:
         build=build,
     )
     return recipe
+
+
+def _only_file(folder: Path) -> Path:
+    """The table of an archive, wherever in it; what systems hide there does not count.
+
+    Raises:
+        RecipeError: no file or several; names them.
+    """
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = [name for name in inside if not any(part.startswith((".", "__MACOSX")) for part in name.parts)]
+    if len(names) != 1:
+        held = ", ".join(map(str, names[:5])) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+        told = f"{len(names):,} files: {held}; unpack it and give one of them" if names else "no file"
+        raise RecipeError(f"{folder} holds {told}.")
+    return folder / names[0]
 
 
 def _name_of(source: Path) -> str:

@@ -47,6 +47,8 @@ class Job:
     """Which to build, in this order."""
     work: Callable[[], Path]
     """An empty folder beside the output, for files too large for memory; it is removed afterwards."""
+    unpacked: bool = False
+    """Whether the source is a folder that an archive was unpacked to."""
 
 
 @dataclass(frozen=True)

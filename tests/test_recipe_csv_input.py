@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,55 @@ def test_bad_files_are_told_in_one_sentence(tmp_path: Path, change: Callable[[Pa
     source = change(write(tmp_path / "a.csv", clicks()))
     with pytest.raises(RecipeError, match=said):
         build(source, tmp_path / "out", name="x")
+    assert not (tmp_path / "out").exists()
+
+
+def packed(path: Path, members: dict[str, bytes]) -> Path:
+    """A zip file, or a packed tar file, by the name's ending."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            for name, data in members.items():
+                zipped.writestr(name, data)
+        return path
+    with tarfile.open(path, "w:gz") as tarred:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tarred.addfile(entry, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz"])
+@pytest.mark.parametrize("place", ["", "shop-main/export/"])
+def test_the_only_file_of_an_archive_is_the_table(tmp_path: Path, ending: str, place: str) -> None:
+    text = write(tmp_path / "clicks.csv", clicks()).read_bytes()
+    plain = build(tmp_path / "clicks.csv", tmp_path / "plain")
+    source = packed(tmp_path / f"a.{ending}", {f"{place}clicks.csv": text, "__MACOSX/._clicks.csv": b"x"})
+    folder = build(source, tmp_path / "out")
+    assert folder == tmp_path / "out" / "clean" / "clicks"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in plain.iterdir()
+    }
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clean"]
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz"])
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"x/b.csv": b"1", "a.csv": b"2"}, r"/a\.{} holds 2 files: a\.csv, x/b\.csv; unpack it and give one of them"),
+        ({f"{k}.csv": b"1" for k in range(8)}, r"/a\.{} holds 8 files: 0\.csv, .*4\.csv and 3 more; unpack it"),
+        ({".hidden": b"1"}, r"/a\.{} holds no file\."),
+        ({"c.csv": b"user,item,dwell\nu,i,long\n"}, r"/a\.{}/c\.csv, line 2: dwell is 'long'"),
+    ],
+)
+def test_archives_without_one_table_are_told_by_their_name(
+    tmp_path: Path, ending: str, members: dict[str, bytes], said: str
+) -> None:
+    source = packed(tmp_path / f"a.{ending}", members)
+    with pytest.raises(RecipeError, match=said.format(ending)) as caught:
+        build(source, tmp_path / "out", name="x")
+    assert ".work" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

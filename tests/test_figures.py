@@ -171,6 +171,11 @@ def test_means_by_rating_are_what_a_loop_finds(rows: list[tuple[float, float]]) 
     assert list(means) == sorted(means)
 
 
+def test_pairs_without_a_rating_have_no_mean() -> None:
+    arrays = {"rating": np.array([5, np.nan, 1, np.nan], np.float32), "p_clean": np.array([0.5, 0.9, 0.25, 1])}
+    assert prediction_figures.means_by_rating(arrays) == ({1.0: 0.25, 5.0: 0.5}, {1.0: 1, 5.0: 1})
+
+
 def test_a_band_covers_the_epochs_that_every_seed_reached() -> None:
     line = table_page.band("a", [([1, 2, 3], [0.1, 0.2, 0.3]), ([1, 2], [0.3, 0.2])], "#000000")
     assert (list(line.x), list(line.low), list(line.high)) == ([1, 2], [0.1, 0.2], [0.3, 0.2])

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ class SplitData:
         config, dataset: RecBole's, for building models.
         train, valid: ``(users, items)``, ``(n,)`` int64 each.
         truth: the clean test.
-        rating: ``(n_train,)`` float ratings of the training rows, or ``None``.
+        rating: ``(n_train,)`` float ratings of the training rows, NaN where the file has none; or ``None``.
         user_tokens, item_tokens: id -> the publisher's token.
         unknown_test_rows: clean-test rows with a user or item in none of the other files.
     """
@@ -259,8 +260,6 @@ def load_split(model: str, dataset: str, protocol: str, options: dict[str, Any])
         if len(split.inter_feat) == 0:
             raise UserError(f"The {part} split of {folder} is empty.")
     train, valid = (training_pairs(split) for split in built[:2])
-    rating_field = config["RATING_FIELD"]
-    feat = built[0].inter_feat
     truth, unknown = _clean_test(folder / f"{name}.clean_test.inter", data)
     return SplitData(
         name,
@@ -271,33 +270,54 @@ def load_split(model: str, dataset: str, protocol: str, options: dict[str, Any])
         train,
         valid,
         truth,
-        feat[rating_field].float() if rating_field in feat.columns else None,
+        _ratings(folder / f"{name}.train.inter", data, built[0].inter_feat, config["RATING_FIELD"]),
         data.field2id_token[data.uid_field],
         data.field2id_token[data.iid_field],
         unknown,
     )
 
 
-def _clean_test(path: Path, data: Any) -> tuple[Interactions, int]:
-    """The clean test's pairs, and how many of its rows name a user or item that no other file has."""
-    if not path.is_file():
-        raise UserError(f"There is no clean test {path}.")
-    users, items = [], []
+def _ratings(path: Path, data: Any, feat: Any, field: str) -> Tensor | None:
+    """Ratings of the rows that RecBole read from a file, NaN where the file has none: RecBole fills in the mean."""
+    if field not in feat.columns:
+        return None
+    rating: Tensor = feat[field].float()
+    # By pair, not by row: options of RecBole may have left rows out.
+    unrated = [row[:2] for row in _rows(path, (data.uid_field, data.iid_field, field)) if not row[2]]
+    if not unrated:
+        return rating
+    keys = torch.tensor([u * data.item_num + i for u, i in _ids(unrated, data)], dtype=torch.int64)
+    gaps = torch.isin(feat[data.uid_field] * data.item_num + feat[data.iid_field], keys)
+    return None if bool(gaps.all()) else rating.masked_fill(gaps, torch.nan)
+
+
+def _rows(path: Path, fields: Sequence[str]) -> Iterator[list[str]]:
+    """Cells of an atomic file, those of ``fields`` in their order. Raises ``UserError`` that names file and line."""
     with path.open(encoding="utf-8") as file:
         header = file.readline().rstrip("\r\n").split("\t")
         names = [column.partition(":")[0] for column in header]
         try:
-            u, i = names.index(data.uid_field), names.index(data.iid_field)
+            places = [names.index(field) for field in fields]
         except ValueError:
-            raise UserError(f"{path}, line 1: the header must name {data.uid_field} and {data.iid_field}.") from None
+            raise UserError(f"{path}, line 1: the header must name {' and '.join(fields)}.") from None
         for number, line in enumerate(file, 2):
             cells = line.rstrip("\r\n").split("\t")
             if len(cells) != len(header):
                 raise UserError(f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}.")
-            users.append(cells[u])
-            items.append(cells[i])
-    user_table, item_table = data.field2token_id[data.uid_field], data.field2token_id[data.iid_field]
-    ids = [(user_table.get(a, 0), item_table.get(b, 0)) for a, b in zip(users, items, strict=True)]
+            yield [cells[place] for place in places]
+
+
+def _ids(pairs: Sequence[Sequence[str]], data: Any) -> list[tuple[int, int]]:
+    """Numbers of users and items by their tokens, 0 where no file that RecBole read has them."""
+    users, items = data.field2token_id[data.uid_field], data.field2token_id[data.iid_field]
+    return [(users.get(user, 0), items.get(item, 0)) for user, item in pairs]
+
+
+def _clean_test(path: Path, data: Any) -> tuple[Interactions, int]:
+    """The clean test's pairs, and how many of its rows name a user or item that no other file has."""
+    if not path.is_file():
+        raise UserError(f"There is no clean test {path}.")
+    ids = _ids(list(_rows(path, (data.uid_field, data.iid_field))), data)
     known = [pair for pair in ids if pair[0] and pair[1]]
     if not known:
         raise UserError(f"The clean test {path} is empty.")

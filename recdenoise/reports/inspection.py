@@ -19,7 +19,7 @@ FORMATS = (".parquet", ".csv")
 
 
 def probability_table(run: Run) -> pd.DataFrame:
-    """One row a training interaction: user, item, rating (where known) and ``p_clean``, P(y = 1 | observed).
+    """One row a training interaction: user, item, rating (where known, else NaN) and ``p_clean``, P(y = 1 | observed).
 
     DeCA computes it by Eq. 25; every other method reports the probability that it gives the pair (Eq. 11).
 
@@ -53,7 +53,11 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def mean_per_rating(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and count of ``p_clean`` per rating, ascending. Raises ``UserError`` where there are no ratings."""
+    """Mean and count of ``p_clean`` per rating, ascending; rows without one do not count.
+
+    Raises:
+        UserError: there are no ratings.
+    """
     if "rating" not in table:
         raise UserError("The data set has no ratings to compare with.")
     grouped = table.groupby("rating")["p_clean"].agg(["mean", "count"])

@@ -109,10 +109,11 @@ def differences(table: TableSpec, runs: Sequence[Finished]) -> Content:
 
 
 def means_by_rating(arrays: Mapping[str, Array]) -> tuple[dict[float, float], dict[float, int]]:
-    """Mean of ``p_clean`` and number of pairs for every rating, ascending."""
-    levels, place = np.unique(arrays["rating"], return_inverse=True)
+    """Mean of ``p_clean`` and number of pairs for every rating, ascending; pairs without a rating do not count."""
+    rated = ~np.isnan(arrays["rating"])
+    levels, place = np.unique(arrays["rating"][rated], return_inverse=True)
     counts = np.bincount(place)
-    means = np.bincount(place, weights=arrays["p_clean"].astype(np.float64)) / counts
+    means = np.bincount(place, weights=arrays["p_clean"][rated].astype(np.float64)) / counts
     names = levels.tolist()
     return dict(zip(names, means.tolist(), strict=True)), dict(zip(names, counts.tolist(), strict=True))
 

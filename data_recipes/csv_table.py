@@ -6,7 +6,7 @@ A table of the publisher's own, such as marketBias' csv files, goes the same way
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ NAME = "csv"
 FIRST_SEED = 2020
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-_KEPT = re.compile(r"(?!(?:user_id|item_id|rating|timestamp)$)[A-Za-z_][A-Za-z0-9_.]*")
-"""Columns of the rule whose names an atomic file's header can have."""
+_KEPT = re.compile(r"(?!(?:user_id|item_id|rating|timestamp|injected|weight)$)[A-Za-z_][A-Za-z0-9_.]*")
+"""Columns of the rule that keep their names: an atomic file's header can have them, and they stand for nothing else
+there or in a copy that ``recdenoise corrupt`` or ``export`` makes."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def csv_recipe(options: TableOptions) -> Recipe:
         licence="whatever holds for the table",
         citation="",
         protocols=("clean",),
-        version=1,
+        version=2,
         build=build,
     )
     return recipe
@@ -162,7 +163,7 @@ def table_folder(
     split = TableSplit(table, rule, cut, work())
     counts = split.read()
     notes = check(counts) if check is not None else []
-    others = [column for column in table.numbers if column != rating and _KEPT.fullmatch(column)]
+    others = _kept_names([column for column in table.numbers if column != rating])
     files: dict[str, bytes | Path] = dict(split.write(name, rating, others))
     files[f"{name}.yaml"] = recbole_yaml(name, timestamps=table.time is not None, ratings=rating is not None)
     manifest = describe_counts(
@@ -177,8 +178,27 @@ def table_folder(
         notes=[*notes, *_notes(options, cut, counts, rating)],
         seed=None if cut.by_time else cut.seed,
         clean={"rule": rule.text, "rating": rating} if rule else None,
+        # A publisher's columns are known by its recipe's version.
+        columns=_columns(table, rating, others) if recipe.name == NAME else None,
     )
     return Folder("clean", name, files, manifest)
+
+
+def _kept_names(columns: Sequence[str]) -> dict[str, str]:
+    """Column of the table -> its name in the files: its own where that can be, else one that no other column has."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = column if _KEPT.fullmatch(column) else "table_" + re.sub(r"[^A-Za-z0-9_.]", "_", column)
+        while name != column and (name in columns or name in names.values()):
+            name += "_"
+        names[column] = name
+    return names
+
+
+def _columns(table: Table, rating: str | None, others: Mapping[str, str]) -> dict[str, str]:
+    """Column of the files -> column of the table."""
+    found = {"rating": rating, "timestamp": table.time, **{kept: column for column, kept in others.items()}}
+    return {kept: column for kept, column in found.items() if column is not None}
 
 
 def _notes(options: TableOptions, cut: Cut, counts: Counts, rating: str | None) -> list[str]:

@@ -117,6 +117,7 @@ def describe_counts(
     notes: Sequence[str],
     seed: int | None,
     clean: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Like :func:`describe`, from figures that were counted while the rows went by.
 
@@ -126,6 +127,8 @@ def describe_counts(
         reference: published totals, or None where nothing is published.
         source: sha256, users, items, rows and sparsity of the raw rows.
         clean: the rule that tells clean rows and the column that is kept as ``rating``, where a rule was given.
+        columns: columns of numbers and of the time in the files -> what they are called in the table, where one was
+            read.
         splits, overlaps: as :func:`data_recipes.interactions.count_splits` returns them.
     """
     facts = {
@@ -145,7 +148,8 @@ def describe_counts(
         "dropped": dict(dropped),
         "notes": list(notes),
     }
-    return facts if clean is None else {**facts, "clean": dict(clean)}
+    more = {"clean": clean, "columns": columns}
+    return {**facts, **{name: dict(value) for name, value in more.items() if value is not None}}
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,13 @@ class TableSplit:
         self.counts.repeated = int((self.fate == REPEATED).sum())
         self.counts.source, self.counts.splits, self.counts.overlaps = tally.figures(in_train)
 
-    def write(self, name: str, rating: str | None, others: Sequence[str] = ()) -> dict[str, Path]:
+    def write(self, name: str, rating: str | None, others: Mapping[str, str] | None = None) -> dict[str, Path]:
         """Read the table again and write the four files, rows in the table's order.
 
         Args:
             name: the dataset's name.
             rating: the column that becomes ``rating``, or None.
-            others: further columns of numbers to keep, under their own names.
+            others: further columns of numbers to keep -> their names in the files.
 
         Returns:
             File's name -> where it lies in the work folder.
@@ -160,9 +160,11 @@ class TableSplit:
         for split in SPLITS:
             if not self.counts.splits[split]["rows"]:
                 raise RecipeError(f"The {split} split of {self.table.path} would be empty: it needs more rows.")
+        others = others or {}
         fields = ["users", "items", *(["ratings"] if rating else []), *(["timestamps"] if self.table.time else [])]
         header = (
-            "\t".join([*(ATOMIC_FIELDS[field] for field in fields), *(f"{other}:float" for other in others)]) + "\n"
+            "\t".join([*(ATOMIC_FIELDS[field] for field in fields), *(f"{kept}:float" for kept in others.values())])
+            + "\n"
         )
         paths = {split: self.work / f"{name}.{split}.inter" for split in SPLITS}
         try:
@@ -179,7 +181,7 @@ class TableSplit:
             raise RecipeError(f"Cannot write to {self.work}: {because(error)}. Nothing was changed.") from error
         return {path.name: path for path in paths.values()}
 
-    def _lines(self, rating: str | None, others: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def _lines(self, rating: str | None, others: Iterable[str]) -> Iterator[tuple[str, str]]:
         row = 0
         for block in read_blocks(self.table, self.block_rows):
             fate = self.fate[row : row + len(block)]

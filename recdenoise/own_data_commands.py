@@ -100,7 +100,7 @@ def find_noise(
         if json_path is not None:
             checkpoint.write_json(json_path, suspects.detection_record(loaded, known))
     else:
-        screen.print("No noise is known here: no column says it, and no rating. --flag or --clean names a column.")
+        screen.print(f"{suspects.nothing_known(loaded)} --flag or --clean names a column.", soft_wrap=True)
     screen.print(f"all of them: {out}", soft_wrap=True)
 
 
@@ -110,7 +110,7 @@ def suspect_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     rows = []
     for rank, values in enumerate(table[columns].itertuples(index=False), 1):
         cells = [
-            f"{v:.4f}" if name == "p_noise" else f"{v:g}" if isinstance(v, float) else str(v)
+            f"{v:.4f}" if name == "p_noise" else str(v) if not isinstance(v, float) else f"{v:g}" if v == v else ""
             for name, v in zip(columns, values, strict=True)
         ]
         rows.append([str(rank), *cells])

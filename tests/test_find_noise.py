@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 import data_recipes
+from data_recipes.manifest import sha256
 from recdenoise import detection
 from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.experiment import Run, load
 from recdenoise.reports import suspects
 from tests.built_folder import Split, splits, write_built
-from tests.command import mistake, output, train
+from tests.command import figures, mistake, output, train
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,101 @@ def test_a_table_of_ones_own_brings_its_rule(here: Path) -> None:
         "find-noise", "n", "--clean", "stars > 2"
     )
     assert data_recipes.load_manifest(here / "data/clean/clicks")["clean"]["rule"] == "dwell > 10"
+
+
+def a_table(here: Path, options: str = "", columns: str = "dwell,rating") -> tuple[Path, pd.DataFrame]:
+    """A folder built from a table whose two last columns have nothing to do with each other, and the table."""
+    rng = np.random.default_rng(0)
+    pairs = [(f"p{u}", f"page {i}") for u in range(20) for i in rng.choice(30, 12, replace=False)]
+    table = pd.DataFrame(pairs, columns=["who", "page"])
+    for name in columns.split(","):
+        table[name] = rng.integers(1, 6, len(table))
+    table.to_csv(here / "clicks.csv", index=False)
+    words = ("--from", "clicks.csv", "--user", "who", "--item", "page", "--out", "data")
+    output("data", "build", "csv", *words, *shlex.split(options))
+    return here / "data/clean/clicks", table.set_index(["who", "page"])
+
+
+def looked_up(folder: Path, table: pd.DataFrame, column: str) -> pd.Series:
+    """A column of the table for the training rows, in their order."""
+    part = suspects.read_inter(folder / "clicks.train.inter").rows
+    return table.loc[list(zip(part["user_id"], part["item_id"], strict=True)), column]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "rule"),
+    [
+        ("dwell,rating", "--rating dwell", "rating >= 4"),
+        ("ts,timestamp", "--time ts --rating ts", "timestamp >= 4"),
+        ("ts,timestamp", "--time ts", "ts >= 1 and timestamp >= 4"),
+        ("dwell,timestamp", "--time timestamp --rating dwell", "timestamp >= 4"),
+        ("dwell,read time", "", "dwell >= 1 and `read time` >= 4"),
+        ("dwell,weight", "--rating dwell", "weight >= 4"),
+    ],
+)
+def test_the_rule_of_a_table_is_applied_to_the_column_that_it_names(
+    here: Path, columns: str, options: str, rule: str
+) -> None:
+    """Not to the one that the files call so."""
+    folder, table = a_table(here, f"{options} --clean {shlex.quote(rule)}", columns)
+    column = columns.split(",")[1]
+    own = suspects.table_columns(data_recipes.load_manifest(folder))
+    values = looked_up(folder, table, column)
+    kept = pd.to_numeric(suspects.read_inter(folder / "clicks.train.inter").rows[own[column]])
+    assert kept.tolist() == values.tolist()
+    train(here / "data", "--out", "n")
+    assert f"not {rule}, {(values < 4).sum()} of {len(values)} rows" in output("find-noise", "n")
+    asked = f"`{column}` >= 3"
+    assert f"not {asked}, {(values < 3).sum()} of" in output("find-noise", "n", "--clean", asked)
+
+
+def test_an_older_folder_that_lost_the_rules_column_says_so(here: Path) -> None:
+    folder, _ = a_table(here, "--rating dwell --clean 'rating >= 4'")
+    manifest = data_recipes.load_manifest(folder)
+    del manifest["columns"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    train(here / "data", "--out", "n")
+    printed = output("find-noise", "n")
+    assert "was built by 'rating >= 4', and its files do not keep the column 'rating'. --flag or --clean" in printed
+    assert "known noise" not in printed
+
+
+def test_without_a_rule_no_rating_of_the_whole_test_is_noise(here: Path) -> None:
+    folder, _ = a_table(here, "--rating rating")
+    path = folder / "clicks.train.inter"
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].rpartition("\t")[0] + "\t0.5"  # lower than all of the test
+    path.write_text("\n".join(lines) + "\n")
+    manifest = data_recipes.load_manifest(folder)
+    manifest["files"][path.name] = sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    train(here / "data", "--out", "n")
+    assert "No noise is known here: no column, rule or rating says it." in output("find-noise", "n")
+
+
+def test_empty_ratings_stay_empty(tmp_path: Path, here: Path) -> None:
+    """RecBole fills in their mean."""
+    folder = flagless(tmp_path) / "paper" / "tiny"
+    path = folder / "tiny.train.inter"
+    lines = path.read_text().splitlines()
+    for k in range(1, 31):
+        lines[k] = lines[k].rpartition("\t")[0] + "\t" + ("" if k <= 20 else "1")
+    path.write_text("\n".join(lines) + "\n")
+    manifest = data_recipes.load_manifest(folder)
+    manifest["files"][path.name] = sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    train(folder, "--out", "n")
+    printed = output("find-noise", "n", "--top", "400")
+    assert "rating below 5, the least of the clean test, 10 of 400 rows" in printed
+    assert "nan" not in printed
+    table = pd.read_csv("n/suspects.csv").sort_values("row")
+    assert table["rating"].isna().tolist() == [True] * 20 + [False] * 380
+    output("find-noise", "n", "--clean", "rating >= 2")
+    assert pd.read_csv("n/suspects.csv")["noise"].sum() == 30
+    printed = output("inspect", "n")
+    assert list(figures(printed)) == ["1", "5"]
+    assert figures(printed)["5"][1] == 370
+    assert pd.read_parquet("n/p_clean.parquet")["rating"].isna().sum() == 20
 
 
 def test_where_no_noise_is_known_the_ranking_is_all(tmp_path: Path, here: Path) -> None:

@@ -190,11 +190,25 @@ def test_every_column_of_the_rule_is_kept_and_the_manifest_has_the_rule(tmp_path
     rows = clicks()
     rule = "dwell > 10 and ts < 40"
     folder = build(write(tmp_path / "a.csv", rows), tmp_path / "out", clean=rule)
-    assert data_recipes.load_manifest(folder)["clean"] == {"rule": rule, "rating": "dwell"}
+    manifest = data_recipes.load_manifest(folder)
+    assert manifest["clean"] == {"rule": rule, "rating": "dwell"}
+    assert manifest["columns"] == {"rating": "dwell", "ts": "ts"}
     header = (folder / "a.test.inter").read_text().splitlines()[0]
     assert header == "user_id:token\titem_id:token\trating:float\tts:float"
     test, clean = read_inter(folder, "test"), read_inter(folder, "clean_test")
     assert clean == [row for row in test if row[2] and float(row[2]) > 10 and float(row[3]) < 40]
+
+
+def test_columns_whose_names_mean_something_else_are_kept_under_others(tmp_path: Path) -> None:
+    rows = [{**row, "rating": row["dwell"], "read time": row["ts"], "table_rating": row["ts"]} for row in clicks()]
+    rule = "rating > 10 and `read time` < 40 and table_rating < 41"
+    folder = build(write(tmp_path / "a.csv", rows), tmp_path / "out", clean=rule, rating="dwell", time="ts")
+    names = {"table_rating_": "rating", "table_read_time": "read time", "table_rating": "table_rating"}
+    assert data_recipes.load_manifest(folder)["columns"] == {"rating": "dwell", "timestamp": "ts", **names}
+    header = (folder / "a.test.inter").read_text().splitlines()[0]
+    kept = ":float\t".join(["rating", "timestamp", *names])
+    assert header == f"user_id:token\titem_id:token\t{kept}:float"
+    assert all(row[2] == row[4] and row[3] == row[5] == row[6] for row in read_inter(folder, "train"))
 
 
 def test_another_seed_is_another_split_and_the_same_seed_the_same_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recdenoise.recbole_adapter.experiment import Run
+
+
+ATOMIC_NAMES = ("user_id", "item_id", "rating", "timestamp")
+"""Columns of a built folder's files that may stand for a column of another name."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,9 @@ def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> 
             are noise whatever they meet.
 
     Returns:
-        Without ``flag`` and ``clean``: injected rows where there are some, else rows that do not meet the rule that
-        the data set was built with, else rows rated lower than every row of the clean test, else ``None``.
+        Without ``flag`` and ``clean``: injected rows where there are some; else rows that do not meet the rule that
+        the data set was built with, if its columns were kept; without a rule rows rated lower than every row of the
+        clean test, if that is not the whole test; else ``None``.
 
     Raises:
         UserError: both are given, there is no such column, it holds something else, or a rule that is none.
@@ -110,28 +116,67 @@ def known_noise(run: Run, flag: str | None = None, clean: str | None = None) -> 
     columns = train_columns(run)
     if flag is not None:
         return KnownNoise(flagged(columns, flag, path), f"{flag} is 1")
-    rating = str(run.data.config["RATING_FIELD"])
-    built_with = data_recipes.load_manifest(run.data.folder).get("clean") or {}
-    if built_with.get("rating") and rating in columns:
-        # The recipe keeps one column of its table under another name.
-        columns = columns.assign(**{str(built_with["rating"]): columns[rating]})
+    manifest = data_recipes.load_manifest(run.data.folder)
+    kept = table_columns(manifest)
+    in_words_of_the_table = columns.assign(**{name: columns[own] for name, own in kept.items() if own in columns})
     if clean is not None:
-        noise = ~meets(columns, clean, path)
+        noise = ~meets(in_words_of_the_table, clean, path)
         if INJECTED in columns:
             noise |= flagged(columns, INJECTED, path)
         return KnownNoise(noise, f"not {clean}")
     if INJECTED in columns:
         return KnownNoise(flagged(columns, INJECTED, path), f"{INJECTED} is 1")
-    rule = built_with.get("rule")
-    if rule and set(read_rule(rule).columns) <= set(columns):
-        return partly(KnownNoise(~meets(columns, rule, path), f"not {rule}"))
+    rule = built_rule(manifest)
+    if rule is not None:
+        if lost_columns(manifest):
+            return None
+        return partly(KnownNoise(~meets(in_words_of_the_table, rule, path), f"not {rule}"))
+    rating = str(run.data.config["RATING_FIELD"])
     test_path = path.with_name(f"{run.data.name}.clean_test.inter")
     test = read_inter(test_path).rows
-    if rating not in columns or rating not in test:
+    whole = manifest["splits"].get("clean_test") == manifest["splits"].get("test")
+    if whole or rating not in columns or rating not in test:
         return None
-    least = float(numbers(test, rating, test_path).min())
+    rated = numbers(test, rating, test_path, gaps=True)
+    if np.isnan(rated).all():
+        return None
+    least = float(np.nanmin(rated))
     words = f"{rating} below {least:g}, the least of the clean test"
-    return partly(KnownNoise(numbers(columns, rating, path) < least, words))
+    return partly(KnownNoise(numbers(columns, rating, path, gaps=True) < least, words))
+
+
+def built_rule(manifest: Mapping[str, Any]) -> str | None:
+    """The rule for clean rows that a folder was built with."""
+    return (manifest.get("clean") or {}).get("rule")
+
+
+def table_columns(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Column of the table that a folder was built from -> what its files call it; those that it kept."""
+    if "columns" in manifest:
+        return {name: own for own, name in manifest["columns"].items()}
+    # Recipes of publishers' tables, and older builds, keep the rule's columns under their names, but for the rating and
+    # for names that mean something else in the files.
+    rule, rating = built_rule(manifest), (manifest.get("clean") or {}).get("rating")
+    names = [name for name in (read_rule(rule).columns if rule else ()) if name not in ATOMIC_NAMES]
+    return {name: name for name in names} | ({rating: "rating"} if rating else {})
+
+
+def lost_columns(manifest: Mapping[str, Any]) -> list[str]:
+    """Columns of the rule that a folder was built with whose values its files do not keep."""
+    rule, kept = built_rule(manifest), table_columns(manifest)
+    return [name for name in read_rule(rule).columns if name not in kept] if rule else []
+
+
+def nothing_known(run: Run) -> str:
+    """Why :func:`known_noise` knows nothing, in a sentence."""
+    manifest = data_recipes.load_manifest(run.data.folder)
+    lost = lost_columns(manifest)
+    if lost:
+        return (
+            f"No noise is known here: the data set was built by {built_rule(manifest)!r}, and its files do not keep "
+            f"the column {' and '.join(map(repr, lost))}."
+        )
+    return "No noise is known here: no column, rule or rating says it."
 
 
 def partly(known: KnownNoise) -> KnownNoise | None:

@@ -72,7 +72,7 @@ def build(
         source: the raw file, or a folder or an archive with it; None takes the recipe's own place, or downloads.
         protocols: which to build; None takes all whose raw files can be had.
         downloads: where downloads are kept; by default ``out/.downloads/<recipe>``.
-        say: told which protocols were left out, and why.
+        say: told which protocols were left out, and why, and which earlier builds from other data were replaced.
 
     Returns:
         The folders, one per protocol in the recipe's order: ``out/<protocol>/<dataset>``. For RecBole, ``data_path`` is
@@ -90,7 +90,7 @@ def build(
             raise RecipeError(f"{recipe.name} has no protocol {protocol!r}. Valid: {', '.join(recipe.protocols)}.")
     with workspace(Path(out)) as work, _unpacked(source, work) as (place, unpacked):
         if not recipe.files:
-            return [write_folder(folder, Path(out)) for folder in recipe.build(Job(place, wanted, work, unpacked))]
+            return [write_folder(folder, Path(out), say) for folder in recipe.build(Job(place, wanted, work, unpacked))]
         kept = Path(downloads) if downloads is not None else Path(out) / ".downloads" / recipe.name
         built: list[Path] = []
         missing: list[RecipeError] = []
@@ -98,7 +98,8 @@ def build(
             try:
                 raw = fetch(recipe.files[protocol], kept) if place is None else place
                 built += [
-                    write_folder(folder, Path(out)) for folder in recipe.build(Job(raw, [protocol], work, unpacked))
+                    write_folder(folder, Path(out), say)
+                    for folder in recipe.build(Job(raw, [protocol], work, unpacked))
                 ]
             except MissingFiles as error:
                 if protocols is not None:

@@ -10,18 +10,24 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from data_recipes.errors import RecipeError, because
 from data_recipes.manifest import MANIFEST, load_manifest, sha256, verify_folder
 from data_recipes.recipe import Folder
 
 
-def write_folder(folder: Folder, out: Path) -> Path:
+def write_folder(folder: Folder, out: Path, say: Callable[[str], None] | None = None) -> Path:
     """Write ``out/<protocol>/<dataset>`` with its ``manifest.json`` and return that path.
 
     Everything is first written to a hidden folder beside the target and then renamed, so no reader meets half a
     build. A complete build with the same manifest is left untouched. An older or damaged build of the same recipe is
     replaced file by file; files that no recipe wrote stay.
+
+    Args:
+        folder: what to write.
+        out: output folder.
+        say: told in a sentence when a build from other data or with other options was replaced.
 
     Raises:
         RecipeError: the place cannot be written (permission, full disk; names the file), or is taken by a folder or
@@ -38,11 +44,14 @@ def write_folder(folder: Folder, out: Path) -> Path:
     except OSError as error:
         raise RecipeError(f"Cannot use the output folder {target.parent}: {because(error)}.") from error
     hidden = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    replaced = _replaced(target, folder)
     try:
         _write(hidden, target, {**folder.files, MANIFEST: text})
         _move(hidden, target, folder, text)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+    if replaced is not None and say is not None:
+        say(replaced)
     return target
 
 
@@ -102,6 +111,29 @@ def _refuse_foreign(target: Path, folder: Folder) -> None:
             f"Will not write into {target}: it holds recipe {found['recipe']!r}, protocol {found['protocol']!r}, "
             f"not {wanted[0]!r}, {wanted[1]!r}. Choose another output folder."
         )
+
+
+def _replaced(target: Path, folder: Folder) -> str | None:
+    """What to say of an earlier build that stands for something else than the new one, or None."""
+    try:
+        old = load_manifest(target)
+    except RecipeError:
+        return None
+    new = folder.manifest
+    if old["source"].get("sha256") != new["source"]["sha256"]:
+        built = f"from other data ({_origin(old)}; now {_origin(new)})"
+    elif any(old.get(key) != new.get(key) for key in ("seed", "clean", "splits", *({"columns"} & old.keys()))):
+        built = "from the same data in another way"
+    else:
+        return None  # damaged, or of an older version that gave the same
+    return f"{target} was built {built} and is replaced: runs trained on it now find other data there."
+
+
+def _origin(manifest: Mapping[str, Any]) -> str:
+    source = manifest["source"]
+    sha = source.get("sha256")
+    told = f", sha256 {sha[:12]}..." if isinstance(sha, str) else ""
+    return f"{source.get('rows', 0):,} rows{told}"
 
 
 def _write(hidden: Path, target: Path, contents: Mapping[str, bytes | Path]) -> None:

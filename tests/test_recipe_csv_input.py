@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import data_recipes
 from data_recipes import RecipeError
 from data_recipes.clean_rule import read_rule
 from data_recipes.csv_rows import Table, read_blocks
+from data_recipes.manifest import sha256
 from data_recipes.table_split import Cut, TableSplit
 from tests.click_tables import build, clicks, read_inter, write
 from tests.command import environment, mistake, output
@@ -222,6 +224,30 @@ def test_the_same_place_for_other_options_is_built_anew(tmp_path: Path) -> None:
     first = build(source, tmp_path / "out")
     before = read_inter(first, "clean_test")
     assert read_inter(build(source, tmp_path / "out", clean="dwell > 30"), "clean_test") != before
+
+
+def test_a_folder_that_is_replaced_by_other_data_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        write(tmp_path / f"{seed}.csv", clicks(seed=seed))
+    words = ("--user", "user", "--item", "item", "--name", "x", "--out", "out")
+
+    def printed(source: str, rule: str) -> str:
+        return output("data", "build", "csv", "--from", source, *words, "--clean", rule)
+
+    assert "replaced" not in printed("0.csv", "dwell > 10")
+    assert "replaced" not in printed("0.csv", "dwell > 10")
+    (tmp_path / "out/clean/x/x.train.inter").write_text("damaged")
+    assert "replaced" not in printed("0.csv", "dwell > 10")
+    told = "note: out/clean/x was built from the same data in another way and is replaced: runs trained on it"
+    assert told in printed("0.csv", "dwell > 30")
+    assert told in output("data", "build", "csv", "--from", "0.csv", *words)
+    assert told in output("data", "build", "csv", "--from", "0.csv", *words, "--rating", "ts")
+    said = printed("1.csv", "dwell > 30")
+    old, new = (sha256(tmp_path / f"{seed}.csv")[:12] for seed in (0, 1))
+    assert re.search(
+        rf"note: out/clean/x was built from other data \(\d+ rows, sha256 {old}\.\.\.; now \d+ rows, sha256 {new}", said
+    )
 
 
 # Disks and processes

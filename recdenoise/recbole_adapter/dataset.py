@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import hashlib
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -282,8 +284,10 @@ def _ratings(path: Path, data: Any, feat: Any, field: str) -> Tensor | None:
     if field not in feat.columns:
         return None
     rating: Tensor = feat[field].float()
+    cells = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
+    cells = cells.rename(columns=lambda name: name.partition(":")[0])
     # By pair, not by row: options of RecBole may have left rows out.
-    unrated = [row[:2] for row in _rows(path, (data.uid_field, data.iid_field, field)) if not row[2]]
+    unrated = cells.loc[cells[field] == "", [data.uid_field, data.iid_field]].to_numpy().tolist()
     if not unrated:
         return rating
     keys = torch.tensor([u * data.item_num + i for u, i in _ids(unrated, data)], dtype=torch.int64)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import recbole
 import yaml
 
-from recdenoise import presets
+from recdenoise import presets, seeds
 from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.flag import denoiser_spec, loop_config
 from recdenoise.recbole_adapter.models import MODELS
@@ -413,3 +414,16 @@ def test_a_selector_that_nothing_is_validated_for_is_refused() -> None:
 def test_only_the_usual_norm_of_gradients_is_clipped(clip: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"'clip_grad_norm' is .*max_norm with norm_type 2"):
         loop_config({"eval_step": 1, "clip_grad_norm": clip}, validation_data=True)
+
+
+def test_a_seed_of_numpys_is_the_plain_one() -> None:
+    settings = resolve("GMF", "ml-100k", seed=np.int64(3))  # type: ignore[arg-type]
+    assert type(settings.seed) is int
+    assert from_dict(yaml.safe_load(yaml.safe_dump(settings.to_dict()))) == resolve("GMF", "ml-100k", seed=3)
+    with pytest.raises(UserError, match=r"The seed is 1\.5; it must be a whole number"):
+        resolve("GMF", "ml-100k", seed=1.5)  # type: ignore[arg-type]
+
+
+def test_draws_follow_from_the_number_and_not_from_its_type() -> None:
+    assert seeds.derive(3, "stage", 0) == 322039290313410644
+    assert seeds.derive(np.int32(3), np.str_("stage"), np.int64(0)) == seeds.derive(3, "stage", 0)  # type: ignore[arg-type]

@@ -142,6 +142,13 @@ def test_the_same_seed_the_same_result_and_the_model_given_stays() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_seed_of_numpys_is_the_plain_one(tmp_path: Path) -> None:
+    plain, own = fit(seed=3, epochs=1), fit(seed=np.int64(3), epochs=1)
+    np.testing.assert_array_equal(plain.predict_proba(TEST.images), own.predict_proba(TEST.images))
+    own.save(tmp_path / "r.pt")
+    assert FitResult.load(tmp_path / "r.pt", model=network()).settings["seed"] == 3
+
+
 def test_saved_and_loaded(fitted: FitResult, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "result.pt"
     fitted.save(path)
@@ -314,6 +321,7 @@ def labelled(**changes: Any) -> tuple[Any, Any]:
         ({"test": (np.zeros((5, 1, 8, 8), np.uint8), [0, 1, 2, 0, 1])}, r"The images of test have shape \(1, 8, 8\)"),
         ({"test": (DATA.images, DATA.labels + 1)}, "label"),
         ({"epochs": 0}, "'epochs' is 0"),
+        ({"seed": 1.5}, "The seed is 1.5; it must be a whole number"),
         ({"epoch": 3}, "Did you mean 'epochs'"),
         ({"lr": "fast"}, "must be a number"),
         ({"milestones": 5}, "a list, each entry a number"),

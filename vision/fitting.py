@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import recdenoise
-from recdenoise import checkpoint
+from recdenoise import checkpoint, seeds
 from recdenoise.denoisers import DenoiserConfig
 from recdenoise.errors import UserError
 from recdenoise.observer import Observer
@@ -196,6 +196,7 @@ def fit(
         >>> result = vision.fit("resnet20", (images, labels), method="deca_p", epochs=30)  # doctest: +SKIP
         >>> result.predict(new_images), result.clean_probability  # doctest: +SKIP
     """
+    seed = seeds.whole(seed)
     chosen, config = methods.parse(method)
     check_names(options, set(chosen.Config.__dataclass_fields__), chosen.name)
     train_options = read_train_options(options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from recdenoise import denoisers, presets
+from recdenoise import denoisers, presets, seeds
 from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import UserError, unknown_name
 from recdenoise.loop import LoopConfig
@@ -171,7 +171,7 @@ def resolve(
     protocol = check_protocol(
         options.pop("protocol", None) or default_protocol(dataset) if protocol is None else protocol
     )
-    options["seed"] = seed = read(options, "seed", int, FIRST_SEED) if seed is None else seed
+    options["seed"] = seed = read(options, "seed", int, FIRST_SEED) if seed is None else seeds.whole(seed)
     for reserved in RESERVED:
         options.pop(reserved, None)
     loop = loop_config(options, validation_data=True)

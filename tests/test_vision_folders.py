@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+import vision
 from recdenoise.errors import UserError
+from tests.toy_runs import Stop
 from vision import data, noise
 from vision.data.folders import FolderImages, decode
 from vision.data.images import LazyImages
@@ -201,3 +203,19 @@ def test_imagenets_val_is_the_test_part(tmp_path: Path) -> None:
     assert data.test_splits(str(tmp_path)) == ["test"]
     found = data.load(tmp_path, split="test", image_size=8, memory=0)
     assert (found.labels.tolist(), found.class_names) == ([1], ("n01440764", "n01443537"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_method_draws_does_not_depend_on_how_a_folder_is_read(tmp_path: Path, workers: int) -> None:
+    for row in range(24):
+        write(tmp_path / "images" / "ab"[row % 2] / f"{row}.png")
+    options: dict[str, Any] = {"method": "mixup", "epochs": 2, "batch_size": 4, "valid": 0, "crop_pad": 0, "lr": 0.01}
+    eager = vision.fit("mlp", data.load(tmp_path / "images"), **options)
+    lazy = data.load(tmp_path / "images", memory=0, workers=workers)
+    whole = vision.fit("mlp", lazy, **options)
+    with pytest.raises(KeyboardInterrupt):
+        vision.fit("mlp", lazy, **options, checkpoint_path=tmp_path / "c.pt", observer=Stop(3))
+    rest = vision.fit("mlp", lazy, **options, checkpoint_path=tmp_path / "c.pt")
+    for result in (whole, rest):
+        for name, value in eager.model.state_dict().items():
+            assert torch.equal(result.model.state_dict()[name], value), name

@@ -233,6 +233,9 @@ class FolderImages:
             collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
+            # An iterator draws a seed for its workers. Out of the global generator, methods would see other draws than
+            # over images in memory, and others again after a resume.
+            generator=torch.Generator(),
         )
         for images, error in loader:
             yield self._arrived(images, error)

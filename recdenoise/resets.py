@@ -1,9 +1,10 @@
-"""Weights drawn anew where a stage asks for it."""
+"""Weights drawn anew where a stage asks for it, but for those that a run was handed to keep."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import nn
 
 from recdenoise.denoisers.base import Denoiser, Stage
@@ -34,11 +35,25 @@ def redraws(module: nn.Module, name: str) -> Iterator[Callable[[], object]]:
 def check_resets(denoiser: Denoiser, stage: Stage) -> None:
     """Refuse, before training, a stage whose ``reset`` cannot be carried out. Raises ``UserError``."""
     for name in stage.reset:
-        list(redraws(denoiser.module(name), name))
+        with torch.random.fork_rng(devices=[]):  # a look ahead: nothing of it is used
+            kept = denoiser.renewed(name)
+        if kept is not None:
+            continue
+        module = denoiser.module(name)
+        if name == stage.watch and getattr(denoiser.task, "pretrained", False):
+            raise UserError(
+                f"{denoiser.name} draws {name} anew, and {type(module).__name__} is another network than the one whose "
+                "weights are to be kept: leave out pretrained or weights."
+            )
+        list(redraws(module, name))
 
 
 def reset(denoiser: Denoiser, stage: Stage) -> None:
     """Carry out ``stage.reset``."""
     for name in stage.reset:
-        for redraw in redraws(denoiser.module(name), name):
+        module, kept = denoiser.module(name), denoiser.renewed(name)
+        if kept is not None:
+            module.load_state_dict(kept)
+            continue
+        for redraw in redraws(module, name):
             redraw()

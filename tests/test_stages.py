@@ -297,3 +297,26 @@ def test_gradients_may_be_edited_before_a_step() -> None:
     denoiser = Half(task)
     Loop(denoiser, task, LoopConfig(epochs=1, lr=0.1, selector="last", algorithm="sgd")).run()
     assert torch.equal(denoiser.target[6].bias, bias)
+
+
+class Wrapped(Denoiser):
+    """Trains a network of its own around the one that was given, and begins again with all of it."""
+
+    name, title, summary, paper = "wrapped", "Wrapped", "wraps the network", "nobody"
+
+    def build(self, task: Any) -> None:
+        self.target = nn.Sequential(task.new_target(0), nn.Linear(task.n_classes, task.n_classes))
+
+    def stages(self) -> list[Stage]:
+        return [Stage("first"), Stage("again", reset=("target",))]
+
+
+def test_weights_worth_keeping_are_not_lost_silently() -> None:
+    for pretrained in (False, True):
+        task = image_task(pretrained=pretrained)
+        config = LoopConfig(epochs=1, lr=0.02, selector="last")
+        if pretrained:
+            with pytest.raises(UserError, match=r"wrapped draws target anew, and Sequential is another network.*leave"):
+                Loop(Wrapped(task), task, config)
+        else:
+            Loop(Wrapped(task), task, config).run()

@@ -247,6 +247,42 @@ def test_further_copies_have_weights_of_their_own() -> None:
     assert not torch.equal(second[6].weight, model[6].weight)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "itlm", "rounds": 2, "round_epochs": 1},
+        {"name": "joint_optim", "label_epochs": 1},
+        {"name": "cores", "star": True, "sieve_epochs": 1},
+    ],
+    ids=["itlm", "joint_optim", "cores"],
+)
+def test_a_network_that_begins_again_keeps_weights_worth_keeping(method: dict[str, Any], tmp_path: Path) -> None:
+    still: dict[str, Any] = {"epochs": 1, "lr": 1e-9, "weight_decay": 0.0}  # so that what is left is how a stage began
+    model = network()
+    before = dict(model.named_parameters())
+    for pretrained in (False, True):
+        after = dict(fit(method, model=model, pretrained=pretrained, **still).model.named_parameters())
+        moved = {name for name, value in before.items() if not torch.allclose(value, after[name], atol=1e-5)}
+        assert moved == {"6.weight", "6.bias"} | (set() if pretrained else {"0.weight", "0.bias"})
+    named = vision.fit("mlp", TRAIN, method="normal", epochs=1, batch_size=16)
+    named.save(tmp_path / "w.pt")
+    after = dict(fit(method, model="mlp", weights=str(tmp_path / "w.pt"), **still).model.named_parameters())
+    moved = {n for n, value in named.model.named_parameters() if not torch.allclose(value, after[n], atol=1e-5)}
+    assert moved == set(list(after)[-2:])
+
+
+def test_backbones_of_denll_keep_weights_worth_keeping() -> None:
+    denoiser = fit({"name": "denll", "mask": "box"}, epochs=1, pretrained=True).run.denoiser
+    first, second = denoiser.renewed("host.target"), denoiser.renewed("host.target")
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first["encoder.0.weight"], MODEL[0].weight)
+    assert torch.equal(first["background_encoder.0.weight"], MODEL[0].weight)
+    assert any(not torch.equal(first[name], second[name]) for name in first if name.startswith("interaction."))
+    assert denoiser.renewed("host.target.encoder.0") is None
+    assert fit({"name": "denll", "mask": "box"}, epochs=1).run.denoiser.renewed("host.target") is None
+
+
 class Stubborn(nn.Module):
     """Weights that cannot be drawn anew."""
 

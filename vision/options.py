@@ -114,7 +114,8 @@ class TrainOptions:
     """Layer whose output is the embedding; null takes what the last Linear reads."""
 
     pretrained: bool = False
-    """The given model's weights are worth keeping: further copies share them, with a last layer of their own."""
+    """The given model's weights are worth keeping: further copies, and a network that a method begins again with, have
+    them, with a last layer of their own."""
 
     weights: str | None = None
     """File of weights that a named network begins with, the last layer excepted where its size differs."""

@@ -101,6 +101,7 @@ class Run:
                 parallel=parallel,
                 epoch_images=options.epoch_images,
                 further=further_views(augment, options),
+                pretrained=self.builder.pretrained,
             )
             self.denoiser = method(self.task, config).to(device).eval()
         if sets.valid is None:

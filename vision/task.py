@@ -84,6 +84,7 @@ class ImageTask:
         epoch_images: rows that a sweep over the training set goes over, drawn anew for each and balanced by observed
             class; ``None`` takes all.
         further: augments every view of an image but the first; ``None`` takes ``augment``.
+        pretrained: the networks begin with weights that are worth keeping, see :meth:`renewed`.
 
     Raises:
         UserError: fewer images than a batch, a label outside the classes, or a model that does not fit the data.
@@ -109,6 +110,7 @@ class ImageTask:
         parallel: Parallel = ALONE,
         epoch_images: int | None = None,
         further: Augmentation | None = None,
+        pretrained: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}; it must be 1 or more.")
@@ -118,7 +120,7 @@ class ImageTask:
         self.sources: dict[str, Images] = {"train": train, **(sources or {})}
         self.labels, self.n_classes, self.n_rows = train.labels.to(self.device), train.n_classes, len(train)
         self.augment, self.seed, self.batch_size = augment, seed, batch_size
-        self.epoch_images, self.further = epoch_images, further
+        self.epoch_images, self.further, self.pretrained = epoch_images, further, pretrained
         self.held_out: tuple[Images, ...] = ()  # sets that are scored again and again: what is found of them is kept
         self.precision, self.channels_last, self.compiled, self.embedding = (
             precision,
@@ -145,6 +147,17 @@ class ImageTask:
 
     def new_target(self, member: int) -> nn.Module:
         return self._seeded(lambda: self._new_model(member), "target", member)
+
+    def renewed(self, module: nn.Module) -> dict[str, Tensor] | None:
+        """The weights that a target was handed in with, its last layer's drawn anew by the global generator.
+
+        ``None`` where they are not worth keeping, and for what is no whole target, such as a part of one.
+        """
+        if not self.pretrained:
+            return None
+        own, fresh = module.state_dict(), self._new_model(1).state_dict()  # of members beyond 0 the last layer is drawn
+        same = own.keys() == fresh.keys() and all(own[name].shape == value.shape for name, value in fresh.items())
+        return fresh if same else None
 
     def new_backbone(self, member: int) -> tuple[nn.Module, int]:
         return without_head(self.new_target(member), self.n_classes)

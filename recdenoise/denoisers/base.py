@@ -330,6 +330,14 @@ class Denoiser(nn.Module):
         """A network by its dotted attribute name."""
         return self.get_submodule(name)
 
+    def renewed(self, name: str) -> dict[str, Tensor] | None:
+        """What a network goes back to where a stage draws it anew; ``None`` where all of its weights are drawn.
+
+        A task that was handed weights to keep may say ``renewed(module)``: they stay, all but the last layer's.
+        """
+        ask = getattr(self.task, "renewed", None)
+        return None if ask is None else ask(self.module(name))
+
     def watched_score(self, stage: Stage) -> Call:
         """What validation scores during ``stage``."""
         watched = self.module(stage.watch)

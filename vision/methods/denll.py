@@ -135,6 +135,13 @@ class DeNLLTask:
             **gather,
         )
 
+    def renewed(self, module: nn.Module) -> dict[str, Tensor] | None:
+        """Backbones go back to the weights that they were handed in with; all around them is drawn anew."""
+        if not self.pretrained or not isinstance(module, DeNLLNetwork):
+            return None
+        state: dict[str, Tensor] = self._network(0).state_dict()
+        return state
+
     def new_backbone(self, member: int) -> tuple[nn.Module, int]:
         return self.inner.new_backbone(member)
 
@@ -312,6 +319,9 @@ class DeNLL(Denoiser):
 
     def findings(self) -> dict[str, Any]:
         return self.host.findings()
+
+    def renewed(self, name: str) -> dict[str, Tensor] | None:
+        return self.host.renewed(name.removeprefix(PREFIX))
 
     def watched_score(self, stage: Stage) -> Call:
         return self.host.watched_score(self._inner(stage))

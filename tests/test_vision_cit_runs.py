@@ -65,6 +65,17 @@ def test_fit_with_a_splitter_of_ones_own_measures_both_parts_and_loads_again(tmp
         assert torch.equal(again.predict_proba(held.images), result.predict_proba(held.images))
 
 
+@pytest.mark.parametrize("branches", ["single", "double"])
+def test_a_result_of_drawn_masks_is_loaded_again(tmp_path: Path, branches: str) -> None:
+    images = data(48)
+    masked = replace(images, masks=splitters.detect("dark part", images.images))
+    spec = {"name": "cit", "splitter": "precomputed", "branches": branches}
+    result = vision.fit(TinyResNet, masked, method=spec, epochs=1, batch_size=16, valid=0.25, device="cpu")
+    result.save(tmp_path / "result.pt")
+    again = vision.FitResult.load(tmp_path / "result.pt", TinyResNet(), device="cpu")
+    np.testing.assert_array_equal(again.predict_proba(masked), result.predict_proba(masked))
+
+
 def test_masks_are_asked_for_before_training_where_they_will_be_needed() -> None:
     images = data(48)
     masks = splitters.detect("dark part", images.images)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recdenoise.errors import UserError
-from vision import data
+from vision import data, noise
+from vision.augment import Augment
 from vision.data import ImageData, named
 from vision.data.arrays import as_images
 
@@ -201,6 +202,18 @@ def test_torchvision_data_sets_are_read_whole() -> None:
     assert torch.equal(found.images, read().images)
     assert found.class_names == ("a", "b", "c")
     assert found.notes == ("The data set's own transforms are not applied; augmentation is chosen for training.",)
+
+
+@pytest.mark.parametrize("kind", ["MNIST", "FashionMNIST"])
+def test_torchvisions_sets_are_known_by_the_names_that_they_have_here(kind: str) -> None:
+    from torchvision import datasets
+
+    digits = getattr(datasets, kind).__new__(getattr(datasets, kind))
+    digits.data, digits.targets = PIXELS[..., 0], LABELS.tolist()
+    found = data.load(digits, n_classes=10)
+    assert found.name == {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}[kind]
+    assert Augment.for_data(found).flip == (kind != "MNIST")
+    assert noise.make_noisy(found, "asymmetric:0.4")[1].transition is not None
 
 
 def test_image_data_refuses_what_does_not_fit() -> None:

@@ -16,7 +16,7 @@ from recdenoise import checkpoint, seeds
 from recdenoise.denoisers import DenoiserConfig
 from recdenoise.errors import UserError
 from recdenoise.observer import Observer
-from vision import methods
+from vision import methods, splitters
 from vision.augment import Augment
 from vision.data import ImageData, bias, load, split
 from vision.data.arrays import as_images
@@ -321,7 +321,10 @@ def rebuild(settings: Mapping[str, Any], model: nn.Module | None, device: str | 
     images = torch.zeros((1, *settings["shape"]), dtype=torch.uint8, device=options.torch_device())
     zeros = torch.zeros(n, dtype=torch.int64, device=images.device)
     highest = {name: zeros.index_fill(0, zeros[-1:], most) for name, most in settings.get("attributes", {}).items()}
-    blank = ImageData(images.expand(n, *settings["shape"]), zeros, n_classes, attributes=highest)
+    masks = None
+    if getattr(config, "splitter", None) == splitters.PRECOMPUTED:  # a run refuses images that lack them
+        masks = images[:, :1].expand(n, 1, *settings["shape"][1:])
+    blank = ImageData(images.expand(n, *settings["shape"]), zeros, n_classes, attributes=highest, masks=masks)
     sources = dict.fromkeys(method.needs, blank)
     sets = Sets(blank, blank, None, sources)
     return Run(named or model, method, config, options, sets, Augment(**settings["augment"]), settings["seed"])  # type: ignore[arg-type]

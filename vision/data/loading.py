@@ -313,7 +313,9 @@ def _torchvision(source: Any, layout: Layout | None, given: dict[str, Any], opti
         paths = [Path(path) for path, _ in source.samples]
         return _agreed(from_paths(paths, as_labels(labels), names or (), **options), **given)
     if hasattr(source, "data") and labels is not None:
-        return from_arrays(source.data, labels, layout=layout, name=type(source).__name__, **given)
+        kind = type(source).__name__
+        name = named.canonical(kind) or kind  # what noise and augmentation know the same images by
+        return from_arrays(source.data, labels, layout=layout, name=name, **given)
     return _items(source, layout, given)
 
 

@@ -284,6 +284,15 @@ def test_declarations_that_cannot_be_are_refused() -> None:
         parse_table("a-table", CONTENT, [*PRINT, PRINT[0]])
 
 
+def test_a_set_made_from_a_file_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "g.npz", images=np.zeros((4, 12, 12), np.uint8), labels=np.arange(4))
+    monkeypatch.chdir(tmp_path)
+    for given, wanted in (("colored-g.npz:0.9", f"colored-{tmp_path}/g.npz:0.9"), ("g.npz", f"{tmp_path}/g.npz")):
+        cell = plan.plan(made(), Part(datasets=(given,), methods=("plain",), conditions=("sym-0.2",), seeds=1))[0]
+        assert cell.settings.dataset == wanted
+        assert cell.dataset == given.replace(".npz", "")
+
+
 def test_what_cannot_be_asked_for_is_one_sentence() -> None:
     table = made()
     for part, said in (
@@ -291,9 +300,12 @@ def test_what_cannot_be_asked_for_is_one_sentence() -> None:
         (Part(methods=("plane",)), "Did you mean 'plain'"),
         (Part(conditions=("worst",)), "Did you mean 'worse'"),
         (Part(epochs=3, options={"epochs": 4}), "not both"),
+        (Part(rates=(0.1, 0.01), valid=0), "several learning rates, and CE on mnist holds nothing out: give one --lr"),
     ):
         with pytest.raises(UserError, match=said):
             plan.plan(table, part)
+    for part in (Part(rates=(0.1,), valid=0), Part(rates=(0.1, 0.01), valid=0.1)):
+        assert plan.plan(table, part)
     assert "Did you mean 'deca-table4'" in mistake("vision", "benchmark", "deca-tabel4")
 
 

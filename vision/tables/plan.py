@@ -146,6 +146,12 @@ def plan(table: Table, part: Part) -> list[Cell]:
     if not cells:
         raise UserError(f"{table.name} has no cells for these data sets, {table.axis['title']} and methods together.")
     check_names(cells)
+    blind = [cell for cell in cells if not cell.settings.valid]
+    if len(set(part.rates)) > 1 and blind:
+        raise UserError(
+            f"Validation chooses among several learning rates, and {blind[0].entry.title} on {blind[0].dataset} holds "
+            "nothing out: give one --lr, or hold images out by --valid."
+        )
     return cells
 
 
@@ -214,7 +220,7 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 def dataset_of(table: Table, name: str) -> Entry:
     """The table's data set of that name, or another one, or a file: its key is what a run is told."""
-    from vision.data import named
+    from vision.data import derived, named
 
     path = Path(name)
     for each in table.datasets:
@@ -222,7 +228,11 @@ def dataset_of(table: Table, name: str) -> Entry:
             return replace(each, gives=(*each.gives, ({}, {"dataset": str(path.resolve())})))
     known = name if table.entry("datasets", name) else named.canonical(name)
     entry = table.entry("datasets", known) if known else None
-    return entry or Entry(known or str(Path(name).resolve()), known or Path(name).stem, ())
+    if entry is not None or known:
+        return entry or Entry(str(known), str(known), ())
+    # A set made from a file is no path itself, only its base is.
+    place = str(path.resolve()) if derived.parse(name) is None else derived.absolute(name)
+    return Entry(place, derived.title(name), ())
 
 
 def resolve_cell(

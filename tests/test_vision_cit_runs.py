@@ -17,6 +17,7 @@ import vision
 from recdenoise import checkpoint
 from recdenoise.cli import cli as command_line
 from recdenoise.errors import UserError
+from tests.command import mistake, output
 from tests.toy_contexts import TinyResNet, data, method, parts
 from tests.toy_images import CLASSES, TinyImages
 from vision import experiment, splitters
@@ -167,6 +168,19 @@ def test_folders_with_masks_from_a_single_network_to_two_branches(
     again = CliRunner().invoke(command_line, ["vision", "evaluate", str(tmp_path / "memory"), "--device", "cpu"])
     assert again.exit_code == 0, again.output
     assert "object_only" in again.output
+
+
+def test_pictures_of_runs_with_masks(tmp_path: Path) -> None:
+    images, masks = image_folder(tmp_path)
+    words = ["--dataset", str(images), "--masks", str(masks), "--image-size", "8", "--network", "resnet20"]
+    words += ["--epochs", "1", "--valid", "4", "--set", "batch_size=8", "--method", "cit", "--set"]
+    words += ["method.splitter=precomputed", "--set"]
+    single, double = tmp_path / "single", tmp_path / "double"
+    train(*words, "method.branches=single", "--out", str(single))
+    output("vision", "picture", "cam", single, "--part", "train", "--images", "2", "--device", "cpu")
+    train(*words, "method.branches=double", "--out", str(double))
+    for picture, said in (("cam", "Grad-CAM is for networks"), ("correlation", "this correlation is for networks")):
+        assert said in mistake("vision", "picture", picture, double, "--images", "2", "--device", "cpu")
 
 
 def test_a_missing_mask_is_named_on_the_command_line(tmp_path: Path) -> None:

@@ -21,7 +21,17 @@ from vision.networks.denll import DeNLLNetwork
 from vision.networks.localization import box_mask
 from vision.pictures.drawing import Cell, write_grid
 from vision.pictures.masks import inputs_of
-from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, class_name, enough_memory, open_runs
+from vision.pictures.runs import (
+    Chosen,
+    Opened,
+    Part,
+    check_one_image,
+    check_same,
+    choose,
+    class_name,
+    enough_memory,
+    open_runs,
+)
 from vision.run import Run
 
 Target = Literal["label", "predicted"]
@@ -132,8 +142,9 @@ def cams_of(opened: Opened, chosen: Chosen, target: Target = "label", layer: str
         layer: dotted name in the run's network; ``None`` takes that of :func:`looked_at`.
 
     Raises:
-        UserError: a layer that is not there or gives no map.
+        UserError: a layer that is not there or gives no map, or a network of two branches.
     """
+    check_one_image(opened, "Grad-CAM")
     run, task = opened.run, opened.run.task
     run.denoiser.eval()
     inputs = inputs_of(run, chosen.data, torch.arange(len(chosen.data)))

@@ -22,7 +22,16 @@ from recdenoise.reports import charts
 from vision.data import ImageData
 from vision.networks.localization import box_mask
 from vision.pictures.masks import BLOCK, inputs_of, masked, masks_of
-from vision.pictures.runs import Chosen, Opened, Part, check_same, choose, enough_memory, open_runs
+from vision.pictures.runs import (
+    Chosen,
+    Opened,
+    Part,
+    check_one_image,
+    check_same,
+    choose,
+    enough_memory,
+    open_runs,
+)
 from vision.run import Run
 
 Across = Literal["features", "images"]
@@ -91,7 +100,12 @@ def representations(run: Run, data: ImageData, mask: Tensor | None = None) -> tu
 
 
 def correlation_of(opened: Opened, chosen: Chosen, mask: Tensor | None = None) -> Correlation:
-    """Correlation coefficients of one run on some images; ``mask`` as in :func:`representations`."""
+    """Correlation coefficients of one run on some images; ``mask`` as in :func:`representations`.
+
+    Raises:
+        UserError: a network of two branches.
+    """
+    check_one_image(opened, "this correlation")
     whole, *parts = representations(opened.run, chosen.data, mask)
     values: dict[str, dict[Across, Tensor]] = {
         name: {"features": pearson(whole, part, 1), "images": pearson(whole, part, 0)}

@@ -16,6 +16,7 @@ from recdenoise import seeds
 from recdenoise.errors import UserError
 from vision.data import ImageData
 from vision.experiment import Prepared, load
+from vision.networks.double_branch import DoubleBranch
 from vision.run import ENDS, Run
 from vision.settings import Settings, read_settings
 
@@ -145,7 +146,10 @@ def _joined(first: ImageData, second: ImageData) -> ImageData:
         true = torch.cat([first.true_labels, second.true_labels])
     images, labels = (torch.cat([a, b]) for a, b in ((first.images, second.images), (first.labels, second.labels)))
     attributes = {name: torch.cat([values, second.attributes[name]]) for name, values in first.attributes.items()}
-    return replace(first, images=images, labels=labels, true_labels=true, attributes=attributes)
+    masks = None
+    if isinstance(first.masks, Tensor) and isinstance(second.masks, Tensor):
+        masks = torch.cat([first.masks, second.masks])
+    return replace(first, images=images, labels=labels, true_labels=true, attributes=attributes, masks=masks)
 
 
 def choose(opened: Opened, part: Part, number: int, rows: Sequence[int] = (), by_class: bool = False) -> Chosen:
@@ -203,6 +207,15 @@ def check_same(first: tuple[Path, Chosen], folder: Path, chosen: Chosen) -> None
         raise UserError(
             f"{before} and {folder} are runs of different data: their {chosen.part} images differ. Compare runs with "
             "the same dataset, images and clean."
+        )
+
+
+def check_one_image(opened: Opened, picture: str) -> None:
+    """Refuse a run whose network takes an image in two parts. Raises ``UserError``."""
+    if isinstance(opened.run.watched, DoubleBranch):
+        raise UserError(
+            f"The network of the run in {opened.folder} has two branches, for content and for context: {picture} is "
+            "for networks that look at whole images."
         )
 
 

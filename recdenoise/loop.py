@@ -145,6 +145,7 @@ class Loop:
         declared = self.denoiser.optimizers(stage)
         self.optimizers = {name: build_optimizer(self.denoiser, o, **shared) for name, o in declared.items()}
         self._schedules = {name: o.schedule or config.schedule for name, o in declared.items()}
+        self._rates = {}  # those of the stage before would stand in the history
         decay = config.average if stage.average is None else stage.average
         self._averaging = Averaging(self._trained(stage), decay) if decay else None
         self.selection = Selection(stage.selector or config.selector, config.patience, config.paper_code_stopping)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from torch import nn
 
 from recdenoise.averaging import Averaging
-from recdenoise.denoisers import Clock, Optim, Stage
+from recdenoise.denoisers import Clock, Optim, Stage, Update
 from recdenoise.denoisers.base import Span
 from recdenoise.errors import UserError
 from recdenoise.loop import Loop, LoopConfig
 from recdenoise.schedules import Schedule
+from recdenoise.task import Batch
 from tests.toy_images import build, image_loop, image_task
 from tests.toy_runs import Recorder, Stop, same, weights
 
@@ -133,6 +136,35 @@ def test_what_a_method_declares_comes_before_the_run() -> None:
         ("train", "Adam", 0.25, 0.0),
         ("train", "Adam", 0.125, 0.0),
     ]
+
+
+def test_the_rates_of_a_stage_are_of_its_own_optimisers(tmp_path: Path) -> None:
+    class Named(type(build("normal", image_task()))):  # type: ignore[misc]
+        def stages(self) -> list[Stage]:
+            return [Stage("first", epochs=1), Stage("second", epochs=2)]
+
+        def optimizers(self, stage: Stage) -> dict[str, Optim]:
+            return {stage.name: Optim({"target": 0.0}, "adam", 0.5 if stage.name == "first" else 0.25)}
+
+        def step(self, stage: Stage, batch: Batch, clock: Clock) -> Iterator[Update]:
+            for update in super().step(stage, batch, clock):
+                yield replace(update, optimizer=stage.name)
+
+    def loop(**options: Any) -> Loop:
+        task = image_task()
+        made = image_loop("normal", task, schedule=Schedule("step", (1,), gamma=0.5), **options)
+        made.denoiser = Named(task)
+        made.stages = made.denoiser.stages()
+        made._learnable = {key for key, _ in made.denoiser.named_parameters()}
+        return made
+
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        loop(checkpoint_path=path, observer=Stop(6)).run()  # within the second stage's first epoch
+    rest = loop(checkpoint_path=path)
+    assert rest.resume()
+    for each in (loop(), rest):
+        assert [row["lr"] for row in each.run()] == [0.5, 0.25, 0.125]
 
 
 def test_stages_that_are_stretches_of_the_run_share_its_epochs_and_its_schedule() -> None:

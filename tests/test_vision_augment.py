@@ -251,3 +251,10 @@ def test_a_run_takes_the_second_policy() -> None:
         vision.fit("mlp", (images, [0, 1, 2] * 8), method="sop_plus", **{**options, "second_policy": "fixmatch"})
     with pytest.raises(UserError, match="cannot change function, an augmentation of your own"):
         further_views(jitter, read_train_options({"second_policy": "autoaugment"}))
+
+
+def test_policies_are_refused_for_images_that_they_do_not_know() -> None:
+    for channels in (2, 4, 5):
+        with pytest.raises(UserError, match=f"are for images of 1 or 3 channels; these have {channels}"):
+            Augment((0.5,) * channels, (0.25,) * channels, policy="autoaugment")
+        Augment((0.5,) * channels, (0.25,) * channels)

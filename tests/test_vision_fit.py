@@ -312,6 +312,19 @@ class Untrained(Observer):
         raise AssertionError("training began")
 
 
+class Fails(nn.Module):
+    """Raises an error, or returns something, in place of logits."""
+
+    def __init__(self, error: Exception | None, returned: Any = None) -> None:
+        super().__init__()
+        self.inner, self.error, self.returned = network(), error, returned
+
+    def forward(self, images: torch.Tensor) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.returned
+
+
 def labelled(**changes: Any) -> tuple[Any, Any]:
     images, labels = DATA.images.numpy().copy(), DATA.labels.numpy().copy()
     for place, value in changes.items():
@@ -339,6 +352,13 @@ def labelled(**changes: Any) -> tuple[Any, Any]:
         ({"batch_size": 500}, "fewer than one batch of 500"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, "3 classes; build it with 3 outputs"),
         ({"model": nn.Sequential(nn.Conv2d(3, 3, 2), nn.Flatten(), nn.Linear(3, 3))}, "does not take images of shape"),
+        ({"model": Fails(AssertionError())}, r"Fails does not take images of shape \(1, 6, 6\): AssertionError"),
+        ({"model": Fails(KeyError("x"))}, r"Fails does not take images of shape \(1, 6, 6\): KeyError: 'x'"),
+        ({"model": Fails(TypeError("no"))}, "Fails does not take images .*TypeError: no"),
+        ({"model": Fails(ValueError("no"))}, "Fails does not take images .*ValueError: no"),
+        ({"model": Fails(None, {"y": 1})}, "The model returns dict; it must return its logits"),
+        ({"model": Fails(None, [1.0])}, "The model returns list; it must return its logits"),
+        ({"model": Fails(None, None)}, "The model returns NoneType; it must return its logits"),
         ({"model": 7}, "The model is 7"),
         ({"model": lambda: None}, "returned NoneType, not a torch"),
         ({"model": "resnet33"}, "resnet33"),

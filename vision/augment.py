@@ -98,6 +98,8 @@ class Augment:
         require(0 <= self.magnitude <= 30, "magnitude", self.magnitude, "0 to 30")
         if self.policy is not None and self.policy not in POLICIES:
             raise unknown_name("augmentation policy", self.policy, POLICIES)
+        if self.policy is not None and len(self.mean) not in (1, 3):
+            raise UserError(f"Augmentation policies are for images of 1 or 3 channels; these have {len(self.mean)}.")
 
     @classmethod
     def for_data(

@@ -12,9 +12,21 @@ from recdenoise.errors import UserError, unknown_name
 
 
 def as_logits(output: Any) -> Tensor:
-    """A model's logits ``(n, C)``, also from models that return a tuple or an object with ``logits``."""
+    """A model's logits ``(n, C)``, also from models that return a tuple or an object with ``logits``.
+
+    Raises:
+        UserError: there is no tensor in what the model returned.
+    """
     output = getattr(output, "logits", output)
-    return output if isinstance(output, Tensor) else output[0]
+    if isinstance(output, Tensor):
+        return output
+    try:
+        first = output[0]
+    except (TypeError, LookupError):
+        first = None
+    if not isinstance(first, Tensor):
+        raise UserError(f"The model returns {type(output).__name__}; it must return its logits (n, C), a tensor.")
+    return first
 
 
 def head_name(model: nn.Module, n_classes: int) -> str | None:

@@ -184,10 +184,12 @@ class ImageTask:
             inputs = self._first_images()
             try:
                 logits = self.call(model, inputs)
-            except torch.OutOfMemoryError:  # nothing is wrong with the model
+            except (torch.OutOfMemoryError, UserError):  # nothing is wrong with the model, or it has been said
                 raise
-            except RuntimeError as error:
-                shape, first = tuple(inputs.shape[1:]), str(error).strip().splitlines()[0]
+            except Exception as error:  # a model of one's own may fail in any way
+                said = str(error).strip().splitlines()[:1]
+                kind = [] if said and isinstance(error, RuntimeError) else [type(error).__name__]
+                shape, first = tuple(inputs.shape[1:]), ": ".join(kind + said)
                 raise UserError(f"{type(model).__name__} does not take images of shape {shape}: {first}") from error
         if logits.shape != (len(inputs), self.n_classes):
             raise UserError(

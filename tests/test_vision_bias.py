@@ -19,6 +19,7 @@ from vision import data
 from vision.data import ImageData, bias
 from vision.evaluation import measure
 from vision.experiment import load, prepare, train
+from vision.run import deterministic
 from vision.settings import resolve
 
 RNG = np.random.default_rng(0)
@@ -162,3 +163,12 @@ def test_a_run_stores_and_shows_further_parts(file: Path, tmp_path: Path) -> Non
     assert run("vision", *words).exit_code == 0
     parts = json.loads((tmp_path / "data.json").read_text())["tests"]
     assert parts == {name: saved["tests"][name] for name in ("aligned", "conflicting")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_measures_groups_while_it_must_be_deterministic() -> None:
+    correct, labels, colours = torch.arange(N) % 5 > 1, torch.from_numpy(TRUTH), torch.from_numpy(COLOUR)
+    wanted = bias.group_accuracies(correct, labels, colours)
+    with deterministic(True):
+        found = bias.group_accuracies(correct.cuda(), labels.cuda(), colours.cuda())
+    assert torch.equal(found.cpu(), wanted)

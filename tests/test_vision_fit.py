@@ -22,6 +22,7 @@ from tests.toy_images import CLASSES, TinyImages, network
 from tests.toy_runs import Stop
 from vision import methods
 from vision.fitting import FitResult
+from vision.run import refused_operation
 
 DATA, TEST = TinyImages.draw(132, 0.3, 7), TinyImages.draw(60, 0.0, 9)
 TRAIN, HELD = (DATA.images, DATA.labels), (TEST.images, TEST.labels)
@@ -406,6 +407,24 @@ def test_a_gpu_without_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(TrainingError, match="no memory left at batch_size 16: lower batch_size"):
         fit(observer=Full())
+
+
+def test_an_operation_that_may_differ_from_run_to_run_is_named() -> None:
+    class Undetermined(Observer):
+        def on_step(self, *args: Any) -> None:
+            torch.zeros(4).put_(torch.tensor([0, 1]), torch.ones(2))
+
+    fit(epochs=1, observer=Undetermined())
+    with pytest.raises(
+        UserError, match=r"^Option 'deterministic' is true, and the operation put_ has no determin"
+    ) as c:
+        fit(epochs=1, observer=Undetermined(), deterministic=True)
+    assert "\n" not in str(c.value)
+    assert not torch.are_deterministic_algorithms_enabled()
+    cublas = "but this operation is not deterministic because it uses CuBLAS: set CUBLAS_WORKSPACE_CONFIG=:4096:8"
+    for said, wanted in ((cublas, "matrix products are"), ("CUDA error", None)):
+        found = refused_operation(said)
+        assert found is None if wanted is None else str(found).startswith(wanted)
 
 
 # scikit-learn

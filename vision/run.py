@@ -261,13 +261,35 @@ def check_masks(isolation: Isolation, sets: Sets) -> None:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside the block torch refuses what may differ from run to run, where that is ``wanted``."""
+    """Inside the block torch refuses what may differ from run to run, where that is ``wanted``.
+
+    Raises:
+        UserError: it has refused something.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(wanted or before)
     try:
         yield
+    except RuntimeError as error:
+        operation = refused_operation(str(error))
+        if not wanted or operation is None:
+            raise
+        raise UserError(
+            f"Option 'deterministic' is true, and {operation}: leave the option out, or train another network, by "
+            "another method or on the CPU."
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def refused_operation(said: str) -> str | None:
+    """What torch's message says of an operation that is not deterministic; ``None`` of any other message."""
+    name, found, _ = said.partition(" does not have a deterministic implementation")
+    if found:
+        return f"the operation {name.split()[-1]} has no deterministic form here"
+    if "CUBLAS_WORKSPACE_CONFIG" in said:
+        return "matrix products are deterministic only where CUBLAS_WORKSPACE_CONFIG=:4096:8 is in the environment"
+    return None
 
 
 def on_device(data: ImageData, device: torch.device) -> ImageData:

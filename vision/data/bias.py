@@ -47,7 +47,7 @@ def parts(data: ImageData) -> dict[str, ImageData]:
 
 
 def group_accuracies(correct: Tensor, labels: Tensor, bias: Tensor) -> Tensor:
-    """Accuracy of every pair of class and bias that occurs: ``(number of pairs,)`` float64.
+    """Accuracy of every pair of class and bias that occurs: ``(number of pairs,)`` float64, on the CPU.
 
     Their mean is the accuracy on a test set with as many images of every pair, whatever the numbers here: the unbiased
     accuracy of LfF (Nam et al., 2020).
@@ -56,7 +56,7 @@ def group_accuracies(correct: Tensor, labels: Tensor, bias: Tensor) -> Tensor:
         correct: ``(n,)`` whether the prediction is the label.
         labels, bias: ``(n,)`` int64.
     """
-    pairs = torch.stack([labels, bias.to(labels.device)], 1)
+    pairs = torch.stack([labels.cpu(), bias.cpu()], 1)
     _, group = pairs.unique(dim=0, return_inverse=True)
-    right = torch.bincount(group, weights=correct.double())
+    right = torch.bincount(group, weights=correct.cpu().double())  # on a GPU weights have no deterministic form
     return right / torch.bincount(group)

@@ -7,7 +7,7 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,6 +127,13 @@ def require_same(path: Path, saved: dict[str, Any], expected: dict[str, Any]) ->
     for key, value in expected.items():
         if saved.get(key) != value:
             raise UserError(f"{path} belongs to another run: its {key} is {saved.get(key)!r}, here it is {value!r}.")
+
+
+def require_keys(path: Path, state: dict[str, Any], keys: Iterable[str], what: str) -> None:
+    """Refuse a file that lacks a part of a checkpoint of ``what``, naming the first. Raises ``UserError``."""
+    for key in keys:
+        if key not in state:
+            raise UserError(f"{path} is not a checkpoint of {what}: it lacks {key!r}.")
 
 
 def load_modules(path: Path, load_state: Callable[[dict[str, Any]], Any], weights: dict[str, Any]) -> None:

@@ -30,6 +30,9 @@ from recdenoise.seeds import derive
 from recdenoise.selection import Selection, Weights, copy_weights, load_weights
 from recdenoise.task import Task, Validation
 
+KEPT = ("position", "optimizers", "selection", "averaging", "totals", "random", "history")
+"""Parts of a checkpoint without which no run goes on."""
+
 
 class Loop:
     """Trains a denoiser.
@@ -370,6 +373,7 @@ class Loop:
         device = next(self.denoiser.parameters()).device
         state = checkpoint.load(self.path, device)
         checkpoint.require_same(self.path, state["identity"], self.identity)
+        checkpoint.require_keys(self.path, state, KEPT, "a run that can go on")
         checkpoint.load_modules(self.path, self.denoiser.load_state_dict, state["modules"])
         self.position = Position(**state["position"])
         self.history, self.last_weights = state["history"], state.get("last_weights", {})

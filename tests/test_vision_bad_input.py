@@ -48,6 +48,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "labels of many columns": ({"labels": np.eye(3)[LABELS]}, "labels have shape (96, 3); give one number"),
     "no labels": ({"labels": None}, "has no labels: it needs the arrays images and labels"),
     "one class": ({"labels": np.full(96, 2)}, "All 96 labels are 2; training needs images of at least two classes"),
+    "several numbers of classes": ({"n_classes": [3, 3]}, "bad.npz is [3, 3]; it must be one whole number"),
+    "a number of classes that is text": ({"n_classes": "abc"}, "bad.npz is abc; it must be one whole number"),
+    "half a class": ({"n_classes": 2.5}, "bad.npz is 2.5; it must be one whole number"),
+    "no end of classes": ({"n_classes": np.inf}, "bad.npz is inf; it must be one whole number"),
+    "one name for all classes": ({"class_names": "cat"}, "class_names of"),
     "NaN pixels": ({"images": one_nan()}, "Image 7 has 1 pixels that are NaN or infinite"),
     "pixels out of range": ({"images": DATA.images.numpy() / 100.0}, "images must be floats of 0 to 1"),
     "other images in the test": (

@@ -183,6 +183,20 @@ def test_pictures_of_runs_with_masks(tmp_path: Path) -> None:
         assert said in mistake("vision", "picture", picture, double, "--images", "2", "--device", "cpu")
 
 
+def test_other_images_are_measured_with_their_masks(tmp_path: Path) -> None:
+    images, masks = image_folder(tmp_path)
+    words = ["--dataset", str(images), "--masks", str(masks), "--image-size", "8", "--network", "resnet20"]
+    words += ["--epochs", "1", "--valid", "4", "--set", "batch_size=8", "--method", "cit", "--set"]
+    words += ["method.splitter=precomputed", "--set", "method.branches=double", "--out", str(tmp_path / "run")]
+    record = train(*words)
+    evaluate = ("vision", "evaluate", tmp_path / "run", "--device", "cpu")
+    output(*evaluate, "--dataset", images, "--masks", masks, "--json", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["data"] == record["test"]
+    assert "needs a mask for every image" in mistake(*evaluate, "--dataset", images)
+    for option in ("--masks", "--root"):
+        assert f"{option} is of other images: name them by --dataset" in mistake(*evaluate, option, masks)
+
+
 def test_a_missing_mask_is_named_on_the_command_line(tmp_path: Path) -> None:
     images, masks = image_folder(tmp_path)
     (masks / "train" / "class1" / "05.png").unlink()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import vision
+from recdenoise import checkpoint
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.loop import Observer
 from tests.command import environment
@@ -164,6 +165,10 @@ def test_saved_and_loaded(fitted: FitResult, tmp_path: Path) -> None:
         FitResult.load(path, model=nn.Sequential(nn.Flatten(), nn.Linear(36, CLASSES)))
     with pytest.raises(UserError, match="There is no checkpoint"):
         FitResult.load(tmp_path / "none.pt")
+    state = checkpoint.load(path)
+    checkpoint.save(path, {key: value for key, value in state.items() if key != "ends"})
+    with pytest.raises(UserError, match=r"result.pt is not a checkpoint of a result of vision.fit: it lacks 'ends'"):
+        FitResult.load(path, model=network(), device="cpu")
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -206,6 +211,16 @@ def test_validation_images_of_their_own() -> None:
     assert len(result.rows[0]) == 132
     accuracy = max(row["valid_accuracy"] for row in result.history)
     assert result.measured["valid"]["best_val"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_images_to_measure_may_all_be_of_one_class() -> None:
+    rows = TEST.labels == 1
+    one = (TEST.images[rows], TEST.labels[rows])
+    result = fit(test=one, tests={"again": one}, valid=one, epochs=1)
+    measured = result.measured["test"]
+    assert measured == result.measured["valid"] == result.measured["tests"]["again"] == result.evaluate(one)
+    with pytest.raises(UserError, match="training needs images of at least two classes"):
+        fit({"name": "mw_net"}, clean=one, epochs=1)
 
 
 @pytest.mark.parametrize(

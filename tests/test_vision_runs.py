@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import recdenoise
+from recdenoise import checkpoint
 from recdenoise.errors import UserError
 from tests.command import mistake, output, run
 from tests.toy_images import TinyImages
@@ -123,6 +124,18 @@ def test_a_finished_run_stays_as_it_is(finished: Path, tmp_path: Path) -> None:
     assert "holds a run already" in mistake("vision", "train", "--dataset", "x.npz", "--network", "mlp", "--out", copy)
 
 
+def test_a_checkpoint_that_lacks_a_part_is_one_sentence(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    for command, name, part, said in (
+        (("train", "--resume"), "checkpoint.pt", "position", "a run that can go on: it lacks 'position'."),
+        (("evaluate",), "model.pt", "used", "a finished run: it lacks 'used'."),
+    ):
+        state = checkpoint.load(copy / name)
+        state.pop(part)
+        checkpoint.save(copy / name, state)
+        assert mistake("vision", *command, copy).endswith(f"{name} is not a checkpoint of {said}")
+
+
 def test_settings_survive_the_way_through_a_file(small: Path) -> None:
     plan = settings(small, valid=30, images=100)
     assert from_dict(yaml.safe_load(yaml.safe_dump(plan.to_dict()))) == plan
@@ -150,6 +163,36 @@ def test_trusting_labels_that_nobody_knows_to_be_right_is_said(small: Path) -> N
     )
     assert not experiment.prepare(settings(small, method="mw_net", clean=12)).train.notes
     assert not experiment.prepare(settings(small, noise=None)).train.notes
+
+
+def test_other_data_is_looked_for_where_the_runs_own_was(tmp_path: Path) -> None:
+    for number, root in enumerate(("own", "other")):
+        for split in ("train", "test"):
+            drawn = TinyImages.draw(30, 0.0, number)
+            (tmp_path / root / "mnist").mkdir(parents=True, exist_ok=True)
+            arrays = {"images": drawn.images[:, 0].numpy(), "labels": drawn.labels.numpy()}
+            np.savez(tmp_path / root / "mnist" / f"{split}.npz", **arrays)
+    words = (
+        "--dataset",
+        "mnist",
+        "--root",
+        tmp_path / "own",
+        "--network",
+        "mlp",
+        "--method",
+        "normal",
+        "--epochs",
+        "1",
+    )
+    output("vision", "train", *words, "--set", "batch_size=8", "--quiet", "--out", tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    found = []
+    for more in ((), ("--root", tmp_path / "other")):
+        words = ("--dataset", "mnist", *more, "--json", tmp_path / "again.json")
+        output("vision", "evaluate", tmp_path / "run", *words)
+        found.append(json.loads((tmp_path / "again.json").read_text())["data"])
+    assert found[0] == record["test"]
+    assert found[1] != record["test"]
 
 
 def test_data_without_a_test_part_is_not_tested(tmp_path: Path) -> None:

@@ -198,6 +198,8 @@ def accuracy_table(record: dict[str, Any]) -> Any:
     "--dataset", default=None, help="Other labelled images: a name, an .npz or a folder.  [default: the run's]"
 )
 @click.option("--split", default="test", show_default=True, help="Which part of it: train or test.")
+@click.option("--root", default=None, help="Folder of data sets, for --dataset.  [default: the run's]")
+@click.option("--masks", default=None, metavar="PATH", help="Folder or .npz of masks of --dataset's contents.")
 @click.option("--device", default=None, help="cpu, cuda.  [default: a GPU where there is one]")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the result here.")
 @PLUGIN
@@ -206,6 +208,8 @@ def evaluate(
     run: Path,
     dataset: str | None,
     split: str,
+    root: str | None,
+    masks: str | None,
     device: str | None,
     json_path: Path | None,
 ) -> None:
@@ -214,6 +218,7 @@ def evaluate(
     \b
     recdenoise vision evaluate runs/vision/x
     recdenoise vision evaluate runs/vision/x --dataset mine.npz
+    recdenoise vision evaluate runs/vision/cit --dataset photos --masks masks
     """
     prepare_process()
     load_plugins(plugins)
@@ -222,12 +227,15 @@ def evaluate(
     from vision.experiment import load
     from vision.fitting import load_set
 
+    if dataset is None and (root or masks):
+        raise UserError(f"{'--root' if root else '--masks'} is of other images: name them by --dataset.")
     settings, prepared, loaded = load(run, device)
     if dataset is None:
         record: dict[str, Any] = loaded.measure_all()
     else:
         n_classes = prepared.train.n_classes
         reading: dict[str, Any] = {"image_size": settings.image_size, "skip_unreadable": settings.skip_unreadable}
+        reading |= {"root": root or settings.root, "masks": masks, "trains": False}
         found = data.load(dataset, split=split, n_classes=n_classes, **reading)
         other = load_set(found, dataset, prepared.train)
         record = {"data": loaded.measure(other.to(loaded.task.device))}

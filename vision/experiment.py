@@ -281,6 +281,7 @@ def load(folder: Path, device: str | None = None) -> tuple[Settings, Prepared, R
     run = build(replace(settings, options=replace(settings.options, weights=None)), prepared)
     state = checkpoint.load(path, run.task.device)
     checkpoint.require_same(path, state["identity"], settings.identity(state["identity"].get("version", "")))
+    checkpoint.require_keys(path, state, ("ends", "used"), "a finished run")
     checkpoint.load_modules(path, run.denoiser.load_state_dict, state["modules"])
     run.ends = state["ends"]
     run.use(state["used"])

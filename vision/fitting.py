@@ -98,13 +98,17 @@ class FitResult:
 
     def evaluate(self, data: Any) -> dict[str, dict[str, float]]:
         """Accuracy (0 to 1) and cross-entropy of ``last`` and ``best_val`` on labelled images, in any form of `fit`."""
-        loaded = load(data, n_classes=self.settings["n_classes"]) if not isinstance(data, ImageData) else data
-        return self.run.measure(loaded.to(self.run.task.device))
+        return self.run.measure(self._read(data).to(self.run.task.device))
 
     def evaluate_parts(self, data: Any) -> dict[str, dict[str, dict[str, float]]]:
         """:meth:`evaluate` of the ``aligned`` and the ``conflicting`` images of a set whose bias is known."""
-        loaded = load(data, n_classes=self.settings["n_classes"]) if not isinstance(data, ImageData) else data
-        return {name: self.evaluate(part) for name, part in bias.parts(loaded).items()}
+        return {name: self.evaluate(part) for name, part in bias.parts(self._read(data)).items()}
+
+    def _read(self, data: Any) -> ImageData:
+        """Images to measure, which may all be of one class."""
+        if isinstance(data, ImageData):
+            return data
+        return load(data, n_classes=self.settings["n_classes"], trains=False)
 
     def save(self, path: str | Path) -> None:
         """Write weights of both ends, settings, history and clean probabilities to one file.
@@ -141,6 +145,8 @@ class FitResult:
         state = checkpoint.load(path)
         if state["identity"].get("kind") != KIND:
             raise UserError(f"{path} is no result of vision.fit.")
+        needed = ("settings", "ends", "used", "history", "measured", "clean_probability", "rows")
+        checkpoint.require_keys(path, state, needed, "a result of vision.fit")
         settings = state["settings"]
         run = rebuild(settings, model, device, path)
         checkpoint.load_modules(path, run.denoiser.load_state_dict, state["modules"])
@@ -261,7 +267,9 @@ def gather(
         divided = split(len(whole), whole.labels, valid, seed)
         rows = (divided[0].numpy(), divided[1].numpy())
     given = {"valid": valid if separate else None, "test": test, "clean": clean}
-    others = {name: load_set(data, name, whole) for name, data in given.items() if data is not None}
+    others = {
+        name: load_set(data, name, whole, trains=name == "clean") for name, data in given.items() if data is not None
+    }
     further = bias.parts(others["test"]) if "test" in others else {}
     further |= {name: load_set(data, f"tests[{name!r}]", whole) for name, data in (tests or {}).items()}
     if not len(rows[1]):
@@ -270,10 +278,13 @@ def gather(
     return rows, whole.subset(torch.from_numpy(rows[0])), others, further
 
 
-def load_set(data: Any, name: str, like: ImageData | None = None) -> ImageData:
-    """A data set in any form, with the classes and the image shape of ``like``. Raises ``UserError``."""
+def load_set(data: Any, name: str, like: ImageData | None = None, trains: bool = False) -> ImageData:
+    """A data set in any form, with the classes and the image shape of ``like``. Raises ``UserError``.
+
+    One that is learned from (``trains``; without ``like`` it always is) holds images of two classes or more.
+    """
     n_classes = None if like is None else like.n_classes
-    loaded = data if isinstance(data, ImageData) else load(data, n_classes=n_classes)
+    loaded = data if isinstance(data, ImageData) else load(data, n_classes=n_classes, trains=trains or like is None)
     if like is not None and loaded.images.shape[1:] != like.images.shape[1:]:
         raise UserError(
             f"The images of {name} have shape {tuple(loaded.images.shape[1:])} (channels, height, width); those to "

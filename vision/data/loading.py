@@ -41,6 +41,7 @@ def load(
     workers: int = 0,
     download: bool = True,
     masks: Any = None,
+    trains: bool = True,
 ) -> ImageData:
     """Read labelled images.
 
@@ -72,13 +73,14 @@ def load(
         download: whether a named set may be downloaded.
         masks: of the images' contents: for a folder of images a folder with a file of the same name at the same place,
             otherwise an array or an ``.npz``, see :func:`vision.data.masks.as_masks`.
+        trains: whether the images will be learned from; otherwise all may be of one class, where ``n_classes`` is told.
 
     Raises:
         UserError: whatever is wrong with the source, in one sentence.
     """
     options = {"image_size": image_size, "skip_unreadable": skip_unreadable, "memory": memory, "workers": workers}
     given: dict[str, Any] = {"n_classes": n_classes, "class_names": class_names, "true_labels": true_labels}
-    given["attributes"] = attributes
+    given |= {"attributes": attributes, "trains": trains}
     files = isinstance(masks, str | os.PathLike) and Path(masks).is_dir()
     data = _read(source, split, root, layout, {**options, "masks": Path(masks)} if files else options, given, download)
     if files and data.masks is None:
@@ -210,8 +212,9 @@ def _agreed(
     class_names: tuple[str, ...] | None,
     true_labels: Any,
     attributes: Mapping[str, Any] | None,
+    trains: bool,
 ) -> ImageData:
-    """``data`` with what the caller knows of it besides."""
+    """``data`` with what the caller knows of it besides; what it is for changes nothing."""
     true = data.true_labels if true_labels is None else as_labels(true_labels, "true labels")
     names = data.class_names if class_names is None else tuple(class_names)
     if n_classes is not None and names is not None and class_names is None and len(names) != n_classes:
@@ -247,10 +250,22 @@ def _mapping(
     if given["attributes"] is None:
         given = {**given, "attributes": _attributes(found, split)}
     if given["n_classes"] is None and "n_classes" in found:
-        given = {**given, "n_classes": int(found["n_classes"])}
+        given = {**given, "n_classes": _number(found["n_classes"], where)}
     if given["class_names"] is None and "class_names" in found:
+        if np.ndim(found["class_names"]) != 1:
+            raise UserError(f"class_names of {where} must be a list, with one name for each class.")
         given = {**given, "class_names": tuple(str(each) for each in found["class_names"])}
-    return from_arrays(images, labels, layout=layout, trains=split == "train", **given)
+    given = {**given, "trains": given["trains"] and split == "train"}
+    return from_arrays(images, labels, layout=layout, **given)
+
+
+def _number(given: Any, where: str) -> int:
+    """The number of classes as a file has it. Raises ``UserError``."""
+    values = np.asarray(given)
+    whole = values.size == 1 and values.dtype.kind in "iuf" and float(values.item()).is_integer()
+    if not whole:
+        raise UserError(f"n_classes of {where} is {str(values.tolist())[:40]}; it must be one whole number.")
+    return int(values.item())
 
 
 def _attributes(found: Mapping[str, Any], split: str) -> dict[str, Any]:

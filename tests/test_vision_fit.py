@@ -287,6 +287,15 @@ def test_a_network_that_begins_again_keeps_weights_worth_keeping(method: dict[st
     assert moved == set(list(after)[-2:])
 
 
+def test_parts_of_a_network_are_drawn_as_ever() -> None:
+    denoiser = fit(epochs=1, pretrained=True).run.denoiser
+    before = torch.get_rng_state()
+    assert denoiser.renewed("target.0") is None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert denoiser.renewed("target") is not None
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 def test_backbones_of_denll_keep_weights_worth_keeping() -> None:
     denoiser = fit({"name": "denll", "mask": "box"}, epochs=1, pretrained=True).run.denoiser
     first, second = denoiser.renewed("host.target"), denoiser.renewed("host.target")

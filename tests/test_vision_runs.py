@@ -137,7 +137,7 @@ def test_a_checkpoint_that_lacks_a_part_is_one_sentence(finished: Path, tmp_path
 
 
 def test_settings_survive_the_way_through_a_file(small: Path) -> None:
-    plan = settings(small, valid=30, images=100)
+    plan = settings(small, valid=30, images=100, seed=np.int64(2))
     assert from_dict(yaml.safe_load(yaml.safe_dump(plan.to_dict()))) == plan
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from recdenoise import seeds
 from recdenoise.denoisers import Denoiser, DenoiserConfig
 from recdenoise.errors import UserError, unknown_name
 from recdenoise.options import require
@@ -146,6 +147,8 @@ def resolve(
     """
     from vision import noise
 
+    if "seed" in places:
+        places["seed"] = seeds.whole(places["seed"])
     chosen = methods.get(method)
     misplaced = [n for n in run_options or {} if n not in NAMES and n in chosen.Config.__dataclass_fields__]
     if misplaced:

@@ -155,9 +155,12 @@ class ImageTask:
         """
         if not self.pretrained:
             return None
+        before = torch.get_rng_state()
         own, fresh = module.state_dict(), self._new_model(1).state_dict()  # of members beyond 0 the last layer is drawn
-        same = own.keys() == fresh.keys() and all(own[name].shape == value.shape for name, value in fresh.items())
-        return fresh if same else None
+        if own.keys() == fresh.keys() and all(own[name].shape == value.shape for name, value in fresh.items()):
+            return fresh
+        torch.set_rng_state(before)  # a part is drawn as if nobody had asked
+        return None
 
     def new_backbone(self, member: int) -> tuple[nn.Module, int]:
         return without_head(self.new_target(member), self.n_classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recdenoise.errors import UserError
+from recdenoise.reports.report_text import JOB, read_json
 from vision.experiment import read_record
 from vision.tables.plan import Cell
 from vision.tables.table import Entry, Key, Measure, Table
@@ -109,17 +109,14 @@ def over(values: Iterable[float]) -> Numbers:
 
 
 def collect(cells: Sequence[Cell], out: Path) -> list[Finished]:
-    """The finished runs among the cells."""
+    """The finished runs among the cells. Raises ``UserError`` for a file of theirs that is damaged."""
     runs = []
     for cell in cells:
         folder = out / cell.name
         record = read_record(folder)
         if record is None:
             continue
-        job = None
-        if (folder / "job.json").is_file():
-            job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        runs.append(Finished(cell, folder, record, job))
+        runs.append(Finished(cell, folder, record, read_json(folder / "job.json", *JOB)))
     return runs
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recdenoise.errors import UserError, unknown_name
+from recdenoise.errors import TrainingError, UserError, unknown_name
 from recdenoise.interactions import Interactions
 
 ScoreBlock = Callable[[Tensor], Tensor]
@@ -53,7 +53,8 @@ def top_k(
         items left has -1 in the remaining places. Equal scores come in no particular order.
 
     Raises:
-        UserError: k is out of range, a block has the wrong shape, or a score is NaN.
+        UserError: k is out of range, or a block has the wrong shape.
+        TrainingError: a score is NaN.
     """
     if not 1 <= k <= n_items - first_item:
         raise UserError(f"k must be between 1 and the {n_items - first_item} items that can be ranked, not {k}.")
@@ -86,7 +87,7 @@ def top_k(
         best, order = scores.topk(k)
         # topk puts NaN above every number, so one look at the winners finds any NaN of the block.
         if bool(best[:, 0].isnan().any()):
-            raise UserError("The model's scores hold NaN, so nothing can be ranked: its training has diverged.")
+            raise TrainingError("The model's scores hold NaN, so nothing can be ranked: its training has diverged.")
         lists[begin : begin + block] = order.masked_fill_(best == -torch.inf, -1)
     return lists
 

@@ -153,7 +153,9 @@ class NegativeSampler:
             likely = free & (weights > 0)
             stuck = ~likely.any(1)
             row, item = torch.where(stuck[:, None], free, likely).nonzero(as_tuple=True)
-            mass = torch.where(stuck[row], 1.0, weights[item]).cumsum(0)
+            # By each user's largest weight: one sum over all users would swallow the rare items of some.
+            largest = torch.where(likely, weights, 0.0).amax(1)
+            mass = torch.where(stuck[row], 1.0, weights[item] / largest[row]).cumsum(0)
             last = torch.bincount(row, minlength=len(block)).cumsum(0) - 1
             first = torch.cat([last.new_zeros(1), last[:-1] + 1])
             below = torch.where(first > 0, mass[(first - 1).clamp_(min=0)], 0.0)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,6 +24,7 @@ from recdenoise.cli import main
 from recdenoise.recbole_adapter.experiment import load
 from recdenoise.recbole_adapter.models import MODELS
 from recdenoise.recbole_adapter.settings import read_settings
+from tests.built_folder import Split, write_built
 from tests.command import FAST, environment, figures, mistake, output, run, train
 
 # Help
@@ -289,3 +291,30 @@ def test_commands_ask_for_large_pages() -> None:
     assert pages({}) < small / 10
     if "[madvise]" in LARGE_PAGES.read_text():
         assert pages({"THP_MEM_ALLOC_ENABLE": "0"}) > small / 2
+
+
+def test_a_catalogue_of_few_items_is_tested_at_the_cut_offs_that_it_has(here: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [f"u{user},i{item},{rng.integers(1, 9)}" for user in range(30) for item in rng.permutation(8)[:5]]
+    (here / "few.csv").write_text("user,item,dwell\n" + "\n".join(lines) + "\n")
+    columns = ("--user", "user", "--item", "item", "--clean", "dwell > 3")
+    output("data", "build", "csv", "--from", "few.csv", *columns, "--out", "data")
+    words = ("train", "--model", "GMF", "--dataset", "data", "--denoiser", "normal", "--quiet", "--set", "epochs=1")
+    told = mistake(*words, "--out", "runs/x")
+    assert "Selector ndcg@20: only 8 items can be ranked" in told
+    assert not (here / "runs" / "x" / "config.yaml").exists()
+    output(*words, "--set", "valid_selector=ndcg@5", "--out", "runs/y")
+    record = json.loads((here / "runs" / "y" / "result.json").read_text())
+    assert sorted(record["test"]) == ["ndcg@3", "ndcg@5", "recall@3", "recall@5"]
+
+
+def test_a_clean_test_of_strangers_is_refused_before_training(built: Path, here: Path) -> None:
+    def strangers(parts: Split) -> None:
+        parts["clean_test"] = parts["clean_test"].take(np.flatnonzero(parts["clean_test"].users == "u1"))
+        parts["train"] = parts["train"].take(np.flatnonzero(parts["train"].users != "u1"))
+
+    write_built(here / "data", edit=strangers)
+    words = ("train", "--model", "GMF", "--dataset", "data", "--denoiser", "normal", "--quiet", "--set", "epochs=1")
+    assert "Training saw none of the users of the clean test" in mistake(*words, "--protocol", "clean", "--out", "x")
+    assert not (here / "x" / "config.yaml").exists()
+    output(*words, "--protocol", "paper", "--out", "y")

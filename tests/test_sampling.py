@@ -161,3 +161,19 @@ def test_bad_input() -> None:
         NegativeSampler(small()).sample(torch.tensor([5]))
     with pytest.raises(UserError, match="must be a vector"):
         NegativeSampler(small()).sample(torch.tensor([[1]]))
+
+
+def test_rare_items_are_drawn_beside_users_who_can_draw_popular_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recdenoise.sampling, "_REDRAWS", 0)
+    popular = [(user, item) for item in range(5) for user in range(2_000)]
+    rare = [(2_000 + item, item) for item in range(5, 15)]
+    narrow = [
+        (2_100, item) for item in range(5)
+    ]  # has every popular item: ten rare ones, as likely as each other, are left
+    users, items = np.array(popular[:-1] + rare + narrow).T
+    sampler = NegativeSampler(Interactions.from_pairs(users, items, 2_101, 15), "popularity", beta=5)
+    asked = torch.cat([torch.arange(2_000, 2_010), torch.full((5_000,), 2_100)])
+    drawn = sampler.sample(asked, torch.Generator().manual_seed(0))[10:]
+    counts = np.bincount(drawn.numpy(), minlength=15)
+    assert counts[:5].sum() == 0
+    assert stats.chisquare(counts[5:]).pvalue > 1e-3

@@ -196,3 +196,47 @@ def test_no_users() -> None:
 
     model = Outside()
     assert scorers.scorer_for(model).full_logits(model, torch.empty(0, dtype=torch.long)).shape == (0, N_ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("NAIS", {}), ("NAIS", {"beta": 1.0}), ("FISM", {}), ("FISM", {"alpha": 0.5})]
+)
+def test_a_user_without_history_has_the_biases(folder: Path, name: str, options: dict[str, Any]) -> None:
+    model = build_model(folder, name, split_to=0, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+        model.history_lens[3], model.mask_mat[3], model.history_item_matrix[3] = 0, 0, 0
+        users, items = torch.tensor([2, 3, 3]), torch.tensor([4, 4, 7])
+        logits = scorers.scorer_for(model).pair_logits(model, users, items)
+        bias = model.bias[items] if name == "NAIS" else model.user_bias[users] + model.item_bias[items]
+    assert logits.isfinite().all()
+    assert logits[0] != bias[0]
+    torch.testing.assert_close(logits[1:], bias[1:])
+
+
+@pytest.mark.parametrize("name", ["FISM", "NAIS", "ConvNCF", "NeuMF"])
+def test_blocks_of_pairs_are_as_large_as_a_model_can_take(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(folder, name, **SMALL.get(name, {})).eval()
+    scorer = scorers.scorer_for(model)
+    users = torch.arange(1, 9)
+    whole = scorer.full_logits(model, users) if name != "NeuMF" else None
+    history = getattr(model, "history_item_matrix", None)
+    cells = 2**18 // (1 if history is None else history.shape[1])
+    assert scorer.pairs_at_once(model) == (1024 if name == "ConvNCF" else cells)
+    if whole is not None:
+        sizes: list[int] = []
+        pair_logits = type(scorer).pair_logits
+
+        def counted(self: Any, model: Any, users: Any, items: Any, rows: Any = None) -> torch.Tensor:
+            sizes.append(len(users))
+            return pair_logits(self, model, users, items, rows)
+
+        monkeypatch.setattr(type(scorer), "pair_logits", counted)
+        for most in (7, N_ITEMS, 3 * N_ITEMS):
+            monkeypatch.setattr(type(scorer), "pairs_at_once", lambda self, model, most=most: most)
+            torch.testing.assert_close(scorer.full_logits(model, users), whole, atol=1e-5, rtol=1e-5)
+            assert max(sizes) == most
+            sizes.clear()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recdenoise import denoisers, ranking
-from recdenoise.errors import UserError
+from recdenoise.errors import TrainingError, UserError
 from recdenoise.interactions import Interactions
 from recdenoise.loop import Loop, LoopConfig
 from recdenoise.recbole_adapter import task as task_module
@@ -235,7 +235,7 @@ def test_validation_losses_equal_a_plain_loop(judged: tuple[RecBoleTask, PairVal
     task, validation, table = judged
     known = set(zip(task.data.users.tolist(), task.data.items.tolist(), strict=True))
     held_out = list(zip(validation.users.tolist(), validation.items.tolist(), strict=True))
-    drawn = list(zip(validation.users.tolist(), validation.negatives.tolist(), strict=True))
+    drawn = list(zip(validation.users.tolist(), validation.negatives[1].tolist(), strict=True))
     assert not set(drawn) & (known | set(held_out))
     assert min(item for _, item in drawn) >= 1
     positive = [math.log1p(math.exp(-table[pair].item())) for pair in held_out]
@@ -252,7 +252,7 @@ def test_validation_losses_equal_a_plain_loop(judged: tuple[RecBoleTask, PairVal
 def test_validation_negatives_are_drawn_once(judged: tuple[RecBoleTask, PairValidation, Tensor]) -> None:
     task, validation, table = judged
     again = PairValidation(task, validation.users, validation.items)
-    assert torch.equal(validation.negatives, again.negatives)
+    assert torch.equal(validation.negatives[1], again.negatives[1])
     assert validation(from_table(table), {"loss"}) == validation(from_table(table), {"loss"})
 
 
@@ -285,7 +285,7 @@ def test_users_beaten_by_popular_items_are_not_ranked_and_nothing_changes(
     task, _, _ = judged
     monkeypatch.setattr(task, "ranks_by_pairs", True)
     monkeypatch.setattr(validation_module, "RIVALS", 5)
-    monkeypatch.setattr(validation_module, "SCAN_PAIRS", 25)
+    monkeypatch.setattr(task_module, "SCAN_PAIRS", 25)
     draw = torch.Generator().manual_seed(seed)
     users = torch.randint(1, N_USERS, (3 * N_USERS,), generator=draw)
     items = torch.randint(1, N_ITEMS, (3 * N_USERS,), generator=draw)  # some of them masked, some twice
@@ -352,8 +352,47 @@ def test_a_model_that_diverged_is_not_taken_for_one_without_hits(
     for broken in (given.items[:1], validation.rivals[:4], torch.arange(N_ITEMS)):
         scores = table.clone()
         scores[given.users[0], broken] = torch.nan
-        with pytest.raises(UserError, match="NaN"):
+        with pytest.raises(TrainingError, match="NaN"):
             validation(from_table(scores), {"recall@3"})
+    scores = table.clone()
+    scores[:, validation.rivals] = 1e3  # everybody is behind them, but one of them is broken
+    scores[:, validation.rivals[0]] = torch.nan
+    with pytest.raises(TrainingError, match="NaN"):
+        validation(from_table(scores), {"recall@3"})
+
+
+def test_a_user_who_has_everything_between_the_sets_lends_no_negative(folder: Path) -> None:
+    task = make_task(folder, "GMF")
+    whole, other = 5, 6
+    free = [
+        item
+        for item in range(1, N_ITEMS)
+        if not bool(task.data.lists.contains(torch.tensor(whole), torch.tensor(item)))
+    ]
+    users = torch.tensor([whole] * len(free) + [other])
+    absent = next(
+        i for i in range(1, N_ITEMS) if not bool(task.data.lists.contains(torch.tensor(other), torch.tensor(i)))
+    )
+    validation = PairValidation(task, users, torch.tensor([*free, absent]))
+    table = torch.randn(N_USERS, N_ITEMS, generator=torch.Generator().manual_seed(4))
+    drawn_for, drawn = validation.negatives
+    assert drawn_for.tolist() == [other]
+    positive = torch.nn.functional.softplus(-table[users, validation.items]).mean()
+    negative = torch.nn.functional.softplus(table[other, drawn[0]])
+    assert validation(from_table(table), {"loss"})["loss"] == pytest.approx((positive + negative).item())
+    alone = PairValidation(task, users[:-1], validation.items[:-1])
+    assert alone(from_table(table), {"loss"})["loss"] == pytest.approx(
+        torch.nn.functional.softplus(-table[users[:-1], alone.items]).mean().item()
+    )
+
+
+def test_scans_go_by_the_network_that_takes_the_fewest_pairs(folder: Path) -> None:
+    assert make_task(folder, "GMF").scan_pairs_at_once == task_module.SCAN_PAIRS
+    task = make_task(folder, "ConvNCF", own_models=False, embedding_size=64)
+    assert task.scan_pairs_at_once == 1024
+    task = make_task(folder, "GMF")
+    task.new_auxiliary("FISM", 0)
+    assert task.scan_pairs_at_once < task_module.SCAN_PAIRS
 
 
 @pytest.mark.parametrize(

@@ -392,3 +392,15 @@ def test_a_study_of_other_data_is_refused(built: Path, tmp_path: Path) -> None:
 def test_values_to_search_are_numbers_however_they_are_written() -> None:
     assert parse_search(["learning_rate=1e-3,0.00001,1e-05"]) == {"learning_rate": [1e-3, 1e-5, 1e-5]}
     assert parse_search(["a=json.dumps,null"]) == {"a": ["json.dumps", None]}
+
+
+def test_a_validation_value_that_is_no_number_counts_as_a_failed_trial(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec("GMF", str(built), "normal", search={"learning_rate": [0.001, 0.01]})
+    values = iter([float("nan"), 0.25])
+    monkeypatch.setattr(tuning, "train_and_validate", lambda *given: (next(values), []))
+    study = run_study(spec, tmp_path / "study.db", 2)
+    states = [(trial.state.name, trial.value) for trial in study.trials]
+    assert states == [("FAIL", None), ("COMPLETE", 0.25)]
+    assert study.trials[0].user_attrs["error"] == "The validation value is nan."

@@ -31,6 +31,7 @@ from recdenoise.selection import LOSSES
 
 METRICS = ("recall", "ndcg")
 TOPK = (3, 5, 10, 20)
+"""Where lists are cut; a catalogue of fewer items has fewer of them, see :meth:`Run.cut_offs`."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,30 @@ class Run:
         """The published code tests autoencoders in training mode and masks nothing (its mask is thrown away)."""
         return self.settings.config.compat == "paper_code" and self.task.rowwise
 
+    @property
+    def cut_offs(self) -> tuple[int, ...]:
+        """Those of :data:`TOPK` that the catalogue is long enough for, or its length."""
+        n_items = self.task.n_items - 1
+        return tuple(k for k in TOPK if k <= n_items) or (n_items,)
+
+    def check(self) -> None:
+        """Refuse, before training, what the end of a run or its first validation would refuse.
+
+        Raises:
+            UserError: a selector's cut-off beyond the catalogue, or a test without a user who can be ranked.
+        """
+        selectors = {stage.selector or self.settings.loop.selector for stage in self.denoiser.stages()}
+        for selector in sorted(selectors - {"last", *LOSSES}):
+            cut = ranking.parse_metric(selector)[1]
+            if cut is not None and cut > self.task.n_items - 1:
+                raise UserError(f"Selector {selector}: only {self.task.n_items - 1} items can be ranked.")
+        seen = self.task.data.lists.counts().cpu() > 0
+        if self.data.protocol == "clean" and not bool((seen & (self.data.truth.counts().cpu() > 0)).any()):
+            raise UserError(
+                f"Training saw none of the users of the clean test in {self.data.folder}: under the clean protocol "
+                "nobody is left to evaluate."
+            )
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run to be continued by it."""
         return {**self.settings.identity(recdenoise.__version__), "data": self.data.digest}
@@ -74,7 +99,7 @@ class Run:
 
     def evaluate(
         self,
-        topk: Sequence[int] = TOPK,
+        topk: Sequence[int] | None = None,
         metrics: Sequence[str] = METRICS,
         protocol: str | None = None,
         masked: bool | None = None,
@@ -82,7 +107,7 @@ class Run:
         """Rank all items for the users of the clean test.
 
         Args:
-            topk: cut-offs.
+            topk: cut-offs; ``None`` takes :attr:`cut_offs`.
             metrics: names of :data:`recdenoise.ranking.METRICS`.
             protocol: how to count; the run's own by default. It never changes the files.
             masked: whether training and validation pairs are left out of the lists; by default they are, except for
@@ -103,7 +128,7 @@ class Run:
         result = ranking.evaluate(
             self.score_block,
             self.data.truth.to(device),
-            topk=list(topk),
+            topk=list(self.cut_offs if topk is None else topk),
             metrics=metrics,
             mask=self.data.known.to(device) if masked else None,
             users=users,
@@ -172,6 +197,7 @@ def train(settings: Settings, out: Path | None, *, resume: bool = False, observe
     if out is not None:
         check_out(out, resume)
     run = prepare(settings)
+    run.check()
     inner = observer or Observer()
     loop = Loop(
         run.denoiser,

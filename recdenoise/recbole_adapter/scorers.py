@@ -22,7 +22,7 @@ Rows = tuple[Tensor, Tensor]
 
 _CACHES = ("restore_user_e", "restore_item_e", "i_embedding")
 _BLOCK_CELLS = 2**18
-"""Pairs scored at once in full ranking, divided by the length of the history that the model gathers for each."""
+"""Pairs scored at once without gradient, divided by the length of the history that the model gathers for each."""
 
 
 def clear_caches(model: nn.Module) -> None:
@@ -89,14 +89,19 @@ class Scorer:
             return bool(getattr(model, "ranks_by_pairs", False))
         return type(self)._full is Scorer._full
 
-    def _full(self, model: Any, users: Tensor) -> Tensor:
+    def pairs_at_once(self, model: Any) -> int:
+        """How many pairs one call may score without gradient, so that what it gathers for each fits in memory."""
         history = getattr(model, "history_item_matrix", None)
-        block = max(model.n_items, _BLOCK_CELLS // (history.shape[1] if isinstance(history, Tensor) else 1))
+        width = history.shape[1] if isinstance(history, Tensor) else 1
+        return max(1 << 8, _BLOCK_CELLS // max(width, 1))
+
+    def _full(self, model: Any, users: Tensor) -> Tensor:
+        block = self.pairs_at_once(model)
         items = torch.arange(model.n_items, device=users.device)
-        parts = [
-            self.pair_logits(model, some.repeat_interleave(model.n_items), items.repeat(some.numel()))
-            for some in users.split(max(1, block // model.n_items))
-        ]
+        parts = []
+        for some in users.split(max(1, block // model.n_items)):
+            pairs = some.repeat_interleave(model.n_items), items.repeat(some.numel())
+            parts += [self.pair_logits(model, u, i) for u, i in zip(*(ids.split(block) for ids in pairs), strict=True)]
         return torch.cat(parts) if parts else torch.empty(0, device=users.device)
 
 
@@ -178,11 +183,29 @@ class DMFScorer(ForwardScorer):
         return towers @ model.get_item_embedding().t()
 
 
-class ProbabilityScorer(Scorer):
-    """FISM: ``forward`` is already a probability; the clamp keeps the logit of a saturated one finite."""
+class ConvScorer(ForwardScorer):
+    """ConvNCF: convolutions over the outer product of two embeddings, about 200 KiB a pair at RecBole's sizes."""
+
+    def pairs_at_once(self, model: Any) -> int:
+        return 1 << 10
+
+
+class AttentionScorer(ForwardScorer):
+    """NAIS: attention over a user's history; without one RecBole divides zero by zero, and the item's bias is left."""
 
     def pair_logits(self, model: Any, users: Tensor, items: Tensor, rows: Rows | None = None) -> Tensor:
-        return torch.logit(model(users, items), eps=1e-6)
+        return torch.where(model.history_lens[users] > 0, model(users, items), model.bias[items])
+
+
+class ProbabilityScorer(Scorer):
+    """FISM: ``forward`` is already a probability; the clamp keeps the logit of a saturated one finite.
+
+    A user without a history has the biases: RecBole raises the length 0 to the power ``-alpha``.
+    """
+
+    def pair_logits(self, model: Any, users: Tensor, items: Tensor, rows: Rows | None = None) -> Tensor:
+        biases = model.user_bias[users] + model.item_bias[items]
+        return torch.where(model.history_lens[users] > 0, torch.logit(model(users, items), eps=1e-6), biases)
 
 
 class TwoClassScorer(Scorer):
@@ -269,8 +292,8 @@ SCORERS: dict[str, Scorer] = {
     "GMF": _FORWARD,
     "NeuMF": _FORWARD,
     "NNCF": _FORWARD,
-    "NAIS": _FORWARD,
-    "ConvNCF": _FORWARD,
+    "NAIS": AttentionScorer(),
+    "ConvNCF": ConvScorer(),
     "LINE": LineScorer(),
     "DMF": DMFScorer(),
     "BPR": _DOT,

@@ -18,7 +18,7 @@ from recdenoise.selection import copy_weights, load_weights
 from recdenoise.task import Call, Pass
 
 SCAN_PAIRS = 1 << 16
-"""Pairs scored at once when going over the training set or a validation set."""
+"""Pairs scored at once when going over the training set or a validation set, if a model's scorer allows so many."""
 
 SCAN_ROWS = 1 << 11
 """Users whose rows an autoencoder reconstructs at once there."""
@@ -67,6 +67,7 @@ class RecBoleTask:
         # Whoever asks for member 0 again gets these weights in a network of its own, never the one being trained.
         self._first_weights = None if first_target is None else copy_weights({"target": first_target})
         self._scorers: dict[type, Scorer] = {}
+        self._most_pairs: dict[type, int] = {}
         self._samplers: dict[Pass, NegativeSampler] = {}
         probe = first_target if first_target is not None else self.new_target(0)
         self.rowwise = self._scorer(probe).kind == "row"
@@ -76,13 +77,22 @@ class RecBoleTask:
         scorer = self._scorers.get(type(module))
         if scorer is None:
             scorer = self._scorers[type(module)] = scorer_for(module)
+            if scorer.kind == "pair":
+                self._most_pairs[type(module)] = scorer.pairs_at_once(module)
         return scorer
+
+    @property
+    def scan_pairs_at_once(self) -> int:
+        """Pairs in a block of :meth:`scan_pairs`: as many as every network seen so far takes at once."""
+        return min(SCAN_PAIRS, *self._most_pairs.values(), SCAN_PAIRS)
 
     def _seeded(self, kind: str | None, *key: int | str) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seeds.derive(self.seed, *key))
-            return self._new_model(kind).to(self.device)
+            network = self._new_model(kind).to(self.device)
+        self._scorer(network)
+        return network
 
     def new_target(self, member: int) -> nn.Module:
         """Member 0 is the model that RecBole was handed, where there is one; others differ in their seed alone."""
@@ -130,7 +140,8 @@ class RecBoleTask:
         An autoencoder's block is a set of users: its pairs are visited by user and put back in order.
         """
         if not self.rowwise:
-            blocks = zip(users.split(SCAN_PAIRS), items.split(SCAN_PAIRS), strict=True)
+            size = self.scan_pairs_at_once
+            blocks = zip(users.split(size), items.split(size), strict=True)
             return torch.cat([function(Pairs(u, i)) for u, i in blocks])
         order = torch.argsort(users, stable=True)
         distinct, inverse = torch.unique_consecutive(users[order], return_inverse=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from recdenoise import ranking, seeds
 from recdenoise.interactions import Interactions
 from recdenoise.recbole_adapter.loaders import Pairs, WholeRows
-from recdenoise.recbole_adapter.task import SCAN_PAIRS, RecBoleTask
+from recdenoise.recbole_adapter.task import RecBoleTask
 from recdenoise.sampling import NegativeSampler
 from recdenoise.task import Call
 
@@ -44,10 +44,17 @@ class PairValidation:
         self.truth = Interactions.from_pairs(self.users, self.items, task.n_users, task.n_items)
 
     @cached_property
-    def negatives(self) -> Tensor:
-        """One item for each held-out pair that its user has in neither set."""
-        sampler = NegativeSampler(self.task.data.lists.union(self.truth), first_item=1)
-        return sampler.sample(self.users, seeds.generator(self.task.device, self.task.seed, "validation"))
+    def negatives(self) -> tuple[Tensor, Tensor]:
+        """``(users, items)``: one item for each held-out pair that its user has in neither set.
+
+        Users who have every item between the two sets are left out.
+        """
+        lists, n_users, n_items = self.task.data.lists, self.task.n_users, self.task.n_items
+        some = lists.union(self.truth).counts()[self.users] < n_items - 1
+        users = self.users[some]
+        held = Interactions.from_pairs(users, self.items[some], n_users, n_items)
+        sampler = NegativeSampler(lists.union(held), first_item=1)
+        return users, sampler.sample(users, seeds.generator(self.task.device, self.task.seed, "validation"))
 
     @torch.no_grad()
     def __call__(self, score: Call, wanted: set[str]) -> dict[str, float]:
@@ -62,9 +69,9 @@ class PairValidation:
     def losses(self, score: Call) -> dict[str, float]:
         """Both validation losses."""
         n = len(self.users)
-        users, items = self.users.repeat(2), torch.cat([self.items, self.negatives])
+        users, items = (torch.cat(ids) for ids in zip((self.users, self.items), self.negatives, strict=True))
         logits = self.task.scan_pairs(score, users, items).double()
-        positive, negative = F.softplus(-logits[:n]), F.softplus(logits[n:]).mean()
+        positive, negative = F.softplus(-logits[:n]), F.softplus(logits[n:]).sum() / max(1, len(users) - n)
         kept = positive.sort().values[: max(1, n - int(TRIM * n))]
         return {"loss": (positive.mean() + negative).item(), "trimmed_loss": (kept.mean() + negative).item()}
 
@@ -100,7 +107,8 @@ class PairValidation:
             k: the deepest cut-off.
 
         Returns:
-            ``(b,)`` bool. A user whose scores hold NaN is not beaten, so that ranking meets the NaN and says so.
+            ``(b,)`` bool. A user whose own or whose rivals' scores hold NaN is not beaten, so that ranking meets the
+            NaN and says so.
         """
         if k > len(rivals):
             return torch.zeros_like(users, dtype=torch.bool)
@@ -108,9 +116,10 @@ class PairValidation:
         held = held.masked_fill(self.task.data.lists.contains(self.users, self.items), -torch.inf)  # never in a list
         best = held.new_full((self.task.n_users,), -torch.inf).scatter_reduce_(0, self.users, held, "amax")[users]
         bar = torch.where(best == -torch.inf, best, best + _SLACK * (1 + best.abs()))
-        answers, block = [], max(1, SCAN_PAIRS // len(rivals))
+        answers, block = [], max(1, self.task.scan_pairs_at_once // len(rivals))
         for some, level in zip(users.split(block), bar.split(block), strict=True):
             scores = score(Pairs(some.repeat_interleave(len(rivals)), rivals.repeat(len(some)))).view(len(some), -1)
             masked = self.task.data.lists.contains(some[:, None], rivals)
-            answers.append(((scores > level[:, None]) & ~masked).sum(1) >= k)
+            ahead = ((scores > level[:, None]) & ~masked).sum(1) >= k
+            answers.append(ahead & ~scores.isnan().any(1))
         return torch.cat(answers)

@@ -23,7 +23,6 @@ from recdenoise.reports.grid import KEPT, check_folder, damaged, to_csv
 from recdenoise.reports.suspects import write_detection
 
 METRICS = ("recall", "ndcg")
-TOPK = (3, 5, 10, 20)
 CURVE_METRICS = ("recall@20", "ndcg@20")
 
 
@@ -77,6 +76,7 @@ def train_watched(settings: Settings, out: Path) -> None:
     """
     check_out(out, resume=True)
     run = prepare(settings)
+    run.check()
     curve = TestCurve(run, out / KEPT["test_curve"])
     loop = Loop(
         run.denoiser,
@@ -122,7 +122,7 @@ def run_one(settings: Settings, out: Path, keeps: Sequence[str] = ("users",)) ->
 def write_users(folder: Path, run: Run | None = None) -> None:
     """Write recall and NDCG of every test user of a finished run to ``users.csv``."""
     run = run or load(folder)
-    measured = run.evaluate(TOPK, METRICS)
+    measured = run.evaluate(metrics=METRICS)
     names = run.data.user_tokens[measured.users.cpu().numpy()]
     columns = ["user", *measured.per_user]
     values = zip(*(column.tolist() for column in measured.per_user.values()), strict=True)
@@ -182,7 +182,7 @@ def write_ties(folder: Path, run: Run) -> None:
         checkpoint.write_json(folder / KEPT["ties"], {**known, "n_users": record["counts"]["n_users"], "n_tied": None})
         return
     ordered = InTokenOrder(run.settings, run.data, run.task, run.denoiser, run.validation, run.prepare_seconds)
-    measured = ordered.evaluate(TOPK, METRICS)
+    measured = ordered.evaluate(metrics=METRICS)
     means: dict[str, Any] = {"all": measured.mean, "warm": measured.warm, "cold": measured.cold}
     checkpoint.write_json(folder / KEPT["ties"], {**means, "n_users": measured.n_users, "n_tied": ordered.tied})
 

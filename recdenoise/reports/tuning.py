@@ -323,6 +323,8 @@ def _measure(
     started = time.perf_counter()
     try:
         value, history = train_and_validate(spec.settings(parameters, spec.seed), observer)
+        if not math.isfinite(value):  # Optuna takes no such value, and would have the same trial drawn for ever
+            raise TrainingError(f"The validation value is {value}.")
     except TrainingError as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)

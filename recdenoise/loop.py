@@ -112,14 +112,18 @@ class Loop:
             TrainingError: a loss is not finite.
             KeyboardInterrupt: after a checkpoint was saved.
         """
-        # A terminal's interrupt reaches a launched process twice: from the terminal, and from what launched it.
-        with stop_requests(forgiving=0.0 if self.parallel.size == 1 else 5.0) as stop:
-            while not self.finished:
-                stage = self.stages[self.position.stage]
-                self._begin_stage(stage)
-                self._train_stage(stage, stop)
-                self._end_stage(stage)
-                self._save()
+        before = checkpoint.random_state()  # a caller's own draws go on where they stood
+        try:
+            # A terminal's interrupt reaches a launched process twice: from the terminal, and from what launched it.
+            with stop_requests(forgiving=0.0 if self.parallel.size == 1 else 5.0) as stop:
+                while not self.finished:
+                    stage = self.stages[self.position.stage]
+                    self._begin_stage(stage)
+                    self._train_stage(stage, stop)
+                    self._end_stage(stage)
+                    self._save()
+        finally:
+            checkpoint.restore_random_state(before)
         self.denoiser.eval()
         for name, parameter in self.denoiser.named_parameters():
             parameter.requires_grad_(name in self._learnable)

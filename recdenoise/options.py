@@ -35,6 +35,8 @@ def describe(annotation: Any) -> str:
 def convert(value: Any, annotation: Any) -> Any:
     """Return ``value`` as ``annotation`` or raise ``TypeError``; strings are never evaluated."""
     origin = typing.get_origin(annotation)
+    if getattr(value, "ndim", None) == 0:  # a NumPy scalar, as np.arange and np.random.choice yield
+        value = value.item()
     if origin in (typing.Union, types.UnionType):
         for choice in typing.get_args(annotation):
             if choice is type(None):

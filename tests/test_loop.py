@@ -285,3 +285,15 @@ def test_selectors_need_validation_data() -> None:
 def test_selectors_are_read_in_any_case(given: str, read: str) -> None:
     assert check_selector(given) == read
     assert Selection(given, None).selector == read
+
+
+def test_a_callers_own_draws_go_on_where_they_stood() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    expected = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    trainer(epochs=1).run()
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == expected

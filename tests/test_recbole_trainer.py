@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -161,11 +162,21 @@ def test_resume_checkpoint_goes_on_to_the_same_end(options: dict[str, Any]) -> N
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
     assert resumed.train_loss_dict == whole.train_loss_dict
-    for key, value in {"seed": 7, "train_batch_size": 64, "learning_rate": 0.5, "epochs": 3}.items():
-        config, network, (train, valid, _) = prepared("NeuMF", {**options, key: value})
+    order = {"eval_args": {**options["eval_args"], "order": "TO"}}
+    for said, change in {
+        "training interactions is": order,  # as many of them, but others
+        "option seed": {"seed": 7},
+        "option train_batch_size": {"train_batch_size": 64},
+        "option lr": {"learning_rate": 0.5},
+        "option epochs": {"epochs": 3},
+        "option dropout_prob": {"dropout_prob": 0.1},
+    }.items():
+        config, network, (train, valid, _) = prepared("NeuMF", {**options, **change})
+        if said == "option seed":  # another split, too
+            said = "training interactions"
         other = DenoisingTrainer(config, network)
         other.resume_checkpoint(broken.saved_model_file)
-        with pytest.raises(UserError, match=f"belongs to another run: its option {key.replace('learning_rate', 'lr')}"):
+        with pytest.raises(UserError, match=f"belongs to another run: its {said}"):
             other.fit(train, valid)
     with pytest.raises(UserError, match=r"There is no checkpoint nowhere\.pth"):
         resumed.resume_checkpoint("nowhere.pth")
@@ -251,3 +262,31 @@ def test_an_existing_script_needs_one_line(options: dict[str, Any], here: Path) 
     ours = run_recbole("BPR", "mine", config_dict={**options, "denoiser": {"name": "deca", "c_1": 10, "c_2": 10}})
     assert ours.test_result == results["deca"]
     assert run_recbole("BPR", "mine", config_dict=options).test_result == results["plain"]
+
+
+def test_metrics_of_items_work(options: dict[str, Any]) -> None:
+    names = ["ItemCoverage", "AveragePopularity", "GiniIndex", "TailPercentage"]
+    chosen = {"metrics": [*names, "NDCG"], "epochs": 1, "denoiser": "normal"}
+    found = run_recbole("GMF", "mine", config_dict={**options, **chosen}).test_result
+    assert {f"{name.lower()}@10" for name in names} <= found.keys()
+    assert 0 < found["itemcoverage@10"] <= 1
+
+
+def test_numbers_of_numpy_are_numbers(options: dict[str, Any]) -> None:
+    numbers = {"epochs": np.int64(1), "learning_rate": np.float32(0.01), "denoiser_c_1": np.int64(10)}
+    result = run_recbole("GMF", "mine", config_dict={**options, "denoiser": "deca", **numbers})
+    assert len(result.history) == 1
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40])
+def test_a_seed_that_numpy_refuses_is_named(options: dict[str, Any], seed: int) -> None:
+    with pytest.raises(UserError, match=r"'seed' is .*from 0 to 4294967295"):
+        run_recbole("GMF", "mine", config_dict={**options, "denoiser": "normal", "seed": seed})
+
+
+def test_a_checkpoint_folder_below_a_file(options: dict[str, Any], here: Path) -> None:
+    (here / "file").write_text("")
+    with pytest.raises(UserError, match=r"checkpoint_dir .*file/saved' cannot be used"):
+        run_recbole(
+            "GMF", "mine", config_dict={**options, "denoiser": "normal", "checkpoint_dir": str(here / "file/saved")}
+        )

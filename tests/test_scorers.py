@@ -240,3 +240,22 @@ def test_blocks_of_pairs_are_as_large_as_a_model_can_take(
             torch.testing.assert_close(scorer.full_logits(model, users), whole, atol=1e-5, rtol=1e-5)
             assert max(sizes) == most
             sizes.clear()
+
+
+@pytest.mark.parametrize(
+    ("pair", "full", "said"), [(2, 1, "pair_logits of Own gives .*40, 1"), (1, 2, "full_logits of Own")]
+)
+def test_a_models_own_logits_of_another_shape_are_refused(pair: int, full: int, said: str) -> None:
+    class Own(nn.Module):
+        n_items = N_ITEMS
+
+        def pair_logits(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(users), 1)[:, 0] if pair == 1 else torch.zeros(len(users), 1)
+
+        def full_logits(self, users: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(users), N_ITEMS + full - 1)
+
+    scorer = scorers.scorer_for(Own())
+    users, items = pairs()
+    with pytest.raises(UserError, match=said):
+        torch.cat([scorer.pair_logits(Own(), users, items), scorer.full_logits(Own(), users)[:, 0]])

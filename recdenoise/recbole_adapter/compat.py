@@ -7,6 +7,7 @@ RecBole itself sets and scipy's missing ``dok_matrix._update``.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 import sys
@@ -55,6 +56,7 @@ def apply() -> None:
     _model_lookup()
     _lenient_loading()
     _quick_start()
+    _collector()
     # RecBole's chained fillna still works under the pandas that we ask for; its users cannot act on the warning.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.data\..*")
     _applied = True
@@ -203,6 +205,22 @@ def _quick_start() -> None:
     module.get_model = get_model  # type: ignore[attr-defined]
     for target in (package, module):
         target.load_data_and_model = load_data_and_model  # type: ignore[attr-defined]
+
+
+def _collector() -> None:
+    """RecBole asks a number and a Counter for their ``cpu()``: no metric of items (ItemCoverage, ...) could be had."""
+    from recbole.evaluator.collector import Collector
+
+    def get_data_struct(self: Any) -> Any:
+        held = self.data_struct._data_dict
+        held.update({key: value.cpu() for key, value in held.items() if isinstance(value, torch.Tensor)})
+        result = copy.deepcopy(self.data_struct)
+        for key in ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label"):
+            if key in self.data_struct:
+                del self.data_struct[key]
+        return result
+
+    Collector.get_data_struct = get_data_struct
 
 
 def _report(*args: Any, **metrics: Any) -> None:

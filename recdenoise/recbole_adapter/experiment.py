@@ -122,23 +122,26 @@ class Run:
         users = (self.data.truth.counts() > 0).nonzero()[:, 0].to(device)
         self.denoiser.eval()
         self.task.begin_step(self.denoiser)
+        before = checkpoint.random_state()
         if self.tests_like_the_published_code and not masked:
             torch.manual_seed(seeds.derive(self.settings.seed, "evaluate"))
             self.denoiser.train()
-        result = ranking.evaluate(
-            self.score_block,
-            self.data.truth.to(device),
-            topk=list(self.cut_offs if topk is None else topk),
-            metrics=metrics,
-            mask=self.data.known.to(device) if masked else None,
-            users=users,
-            train=self.task.data.lists,
-            keep_unseen_users=protocol == "paper",
-            drop_masked_truth=protocol == "clean" and masked,
-            first_item=1,
-        )
-        self.denoiser.eval()
-        return result
+        try:
+            return ranking.evaluate(
+                self.score_block,
+                self.data.truth.to(device),
+                topk=list(self.cut_offs if topk is None else topk),
+                metrics=metrics,
+                mask=self.data.known.to(device) if masked else None,
+                users=users,
+                train=self.task.data.lists,
+                keep_unseen_users=protocol == "paper",
+                drop_masked_truth=protocol == "clean" and masked,
+                first_item=1,
+            )
+        finally:
+            self.denoiser.eval()
+            checkpoint.restore_random_state(before)
 
     def recommend(self, tokens: Sequence[str], k: int) -> list[tuple[str, list[tuple[str, float]]]]:
         """The ``k`` best new items of each user: ``[(user, [(item, score), ...]), ...]`` by token.

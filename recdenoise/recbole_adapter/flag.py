@@ -90,6 +90,8 @@ def loop_config(config: Mapping[str, Any], *, validation_data: bool) -> LoopConf
     epochs, rate = read(config, "epochs", int, 300), read(config, "learning_rate", float, 1e-3)
     require(epochs >= 1, "epochs", epochs, "1 or more")
     require(0 < rate < math.inf, "learning_rate", rate, "above 0")
+    seed = read(config, "seed", int, 2020)
+    require(0 <= seed < 1 << 32, "seed", seed, "from 0 to 4294967295")
     patience = read(config, "stopping_step", int, None)
     clip = config.get("clip_grad_norm")
     if isinstance(clip, Mapping):
@@ -99,7 +101,7 @@ def loop_config(config: Mapping[str, Any], *, validation_data: bool) -> LoopConf
     options: dict[str, Any] = {
         "epochs": epochs,
         "lr": rate,
-        "seed": read(config, "seed", int, 2020),
+        "seed": seed,
         "selector": selector,
         "patience": None if patience is None else max(1, patience),
         "eval_every": rhythm,

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,19 +178,24 @@ def _choose_device(options: dict[str, Any]) -> None:
 @contextmanager
 def _isolated(config_class: Any, read_command_line: bool) -> Iterator[None]:
     """While RecBole builds a ``Config``: no command line, no ``eval``, and CUDA_VISIBLE_DEVICES kept from a CPU run."""
-    arguments, convert = sys.argv, config_class._convert_config_dict
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not read_command_line:
-        sys.argv = arguments[:1] or [""]
-    config_class._convert_config_dict = lambda self, values: {key: _literal(value) for key, value in values.items()}
-    try:
-        yield
-    finally:
-        sys.argv, config_class._convert_config_dict = arguments, convert
-        if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # RecBole hides every GPU from the whole process
-            os.environ.pop("CUDA_VISIBLE_DEVICES")
-            if visible is not None:
-                os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    with _ONE_AT_A_TIME:
+        arguments, convert = sys.argv, config_class._convert_config_dict
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if not read_command_line:
+            sys.argv = arguments[:1] or [""]
+        config_class._convert_config_dict = lambda self, values: {key: _literal(value) for key, value in values.items()}
+        try:
+            yield
+        finally:
+            sys.argv, config_class._convert_config_dict = arguments, convert
+            if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # RecBole hides every GPU from the whole process
+                os.environ.pop("CUDA_VISIBLE_DEVICES")
+                if visible is not None:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+_ONE_AT_A_TIME = threading.RLock()
+"""What :func:`_isolated` puts aside belongs to the whole process: threads wait for each other."""
 
 
 def _explained(error: Exception, options: Mapping[str, Any]) -> UserError:

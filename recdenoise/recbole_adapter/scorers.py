@@ -78,6 +78,11 @@ class Scorer:
         """
         own = getattr(model, "full_logits", None)
         scores = own(users) if callable(own) else self._full(model, users)
+        if scores.numel() != users.numel() * model.n_items:
+            raise UserError(
+                f"The full_logits of {type(model).__name__} gives {tuple(scores.shape)} for {users.numel()} users; it "
+                f"must give ({users.numel()}, {model.n_items}): a logit for every item, the padding item included."
+            )
         return scores.view(users.numel(), model.n_items)
 
     def ranks_by_pairs(self, model: Any) -> bool:
@@ -109,7 +114,7 @@ class OwnScorer(Scorer):
     """A model that scores itself: it defines ``pair_logits(users, items)``, and ``full_logits(users)`` if it likes."""
 
     def pair_logits(self, model: Any, users: Tensor, items: Tensor, rows: Rows | None = None) -> Tensor:
-        return model.pair_logits(users, items)
+        return _one_each(model, model.pair_logits(users, items), users)
 
 
 class OwnRowScorer(Scorer):
@@ -118,7 +123,17 @@ class OwnRowScorer(Scorer):
     kind = "row"
 
     def pair_logits(self, model: Any, users: Tensor, items: Tensor, rows: Rows | None = None) -> Tensor:
-        return model.pair_logits(users, items, rows)
+        return _one_each(model, model.pair_logits(users, items, rows), users)
+
+
+def _one_each(model: Any, logits: Tensor, users: Tensor) -> Tensor:
+    """``logits`` of a model of one's own if there is one a pair. Raises ``UserError``."""
+    if logits.shape != users.shape:
+        raise UserError(
+            f"The pair_logits of {type(model).__name__} gives {tuple(logits.shape)} for {users.numel()} pairs; it must "
+            f"give ({users.numel()},): a logit for every pair."
+        )
+    return logits
 
 
 class ForwardScorer(Scorer):

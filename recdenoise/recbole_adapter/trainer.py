@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import uuid
 from collections import OrderedDict
@@ -108,6 +109,26 @@ def pointwise_note(model: type, method: str) -> str | None:
     )
 
 
+def model_options(config: Any) -> dict[str, Any]:
+    """Options of the model: those that RecBole counts to none of its own categories, as text."""
+    others = {name for names in config.parameters.values() for name in names} | RESERVED_OPTIONS
+    return {
+        key: repr(value)
+        for key, value in sorted(config.final_config_dict.items())
+        if key not in others
+        and not key.startswith("denoiser")
+        and isinstance(value, bool | int | float | str | list | None)
+    }
+
+
+RESERVED_OPTIONS = {"worker", "local_rank", "wandb_project", "checkpoint_seconds", "dataset", "model", "single_spec"}
+"""What RecBole adds to every config, besides the options of models."""
+
+
+WITHOUT_CUT_OFF = ("auc", "gauc", "mae", "rmse", "logloss")
+"""RecBole's metrics that are no lists'."""
+
+
 def check_measured(config: Any, wanted: Sequence[str], n_items: int) -> None:
     """Refuse a selector or metric that RecBole's evaluator will not give, and a cut-off beyond the catalogue.
 
@@ -119,7 +140,9 @@ def check_measured(config: Any, wanted: Sequence[str], n_items: int) -> None:
     if deepest > n_items:
         raise UserError(f"topk holds {deepest}, but only {n_items} items can be ranked.")
     metrics = [metrics] if isinstance(metrics, str) else metrics
-    names = {f"{metric}@{k}".lower() for metric in metrics for k in ([topk] if isinstance(topk, int) else topk or [])}
+    cut_offs = [topk] if isinstance(topk, int) else topk or []
+    names = {metric.lower() for metric in metrics if metric.lower() in WITHOUT_CUT_OFF}
+    names |= {f"{metric}@{k}".lower() for metric in metrics for k in cut_offs if metric.lower() not in WITHOUT_CUT_OFF}
     missing = sorted(set(wanted) - {"last", *LOSSES} - names)
     if missing:
         raise UserError(
@@ -199,7 +222,10 @@ class DenoisingTrainer(Trainer):
             raise UserError("DenoisingTrainer needs a denoiser in the config, such as denoiser: deca_p.")
         self.method, self.method_config = flag
         check_auxiliary(self.method_config)
-        super().__init__(config, model)
+        try:
+            super().__init__(config, model)
+        except OSError as error:
+            raise UserError(f"checkpoint_dir {config['checkpoint_dir']!r} cannot be used: {error.strerror}.") from error
         # RecBole's names have a resolution of one second: two runs in one second would share a file.
         name = f"{type(model).__name__}-{self.method.name}-{get_local_time()}-{uuid.uuid4().hex[:8]}.pth"
         self.saved_model_file: str = os.path.join(str(config["checkpoint_dir"]), name)
@@ -260,7 +286,7 @@ class DenoisingTrainer(Trainer):
             settings,
             validate=validation,
             checkpoint_path=path if saved else None,
-            identity=self._identity(dataset, len(users), settings),
+            identity=self._identity(dataset, users, items, settings),
             observer=observer,
             log_values=reported if validates(config_view(self.config)) else set(),
         )
@@ -276,15 +302,20 @@ class DenoisingTrainer(Trainer):
         self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
 
-    def _identity(self, dataset: Any, n_rows: int, settings: LoopConfig) -> dict[str, Any]:
-        """What a checkpoint must share with this run to be continued by it."""
+    def _identity(self, dataset: Any, users: Tensor, items: Tensor, settings: LoopConfig) -> dict[str, Any]:
+        """What a checkpoint must share with this run to be continued by it.
+
+        The training pairs are among it: a checkpoint of another split has learned rows that are in the test here.
+        """
+        pairs = torch.stack([users, items]).cpu().numpy().tobytes()
         loop = {f"option {key}": value for key, value in asdict(settings).items() if key != "checkpoint_seconds"}
         return {
             "version": recdenoise.__version__,
             "model": type(self.model).__name__,
             "dataset": dataset.dataset_name,
-            "training interactions": n_rows,
+            "training interactions": f"{len(users)}, {hashlib.blake2b(pairs, digest_size=8).hexdigest()}",
             "denoiser": self.method.name,
+            **{f"option {key}": value for key, value in model_options(self.config).items()},
             **loop,
             "option train_batch_size": int(self.config["train_batch_size"]),
             **{f"option denoiser.{key}": value for key, value in self.method_config.to_dict().items()},

@@ -3,7 +3,7 @@
 A file holds one user-item pair a line, separated by tabs or commas, optionally compressed (``.gz``), in UTF-8. With a
 header the columns are found by name, RecBole's typed names (``user_id:token``) included, and further columns are
 ignored. Without one the columns are user, item and, optionally, a number: the score in recommendations, a rating
-(checked, not used) in a truth file. Users and items are compared as strings.
+(not used, so it may be missing) in a truth file. Users and items are compared as strings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class PairFile:
         path: where they were read.
         users: (n,) str objects.
         items: (n,) str objects.
-        priority: (n,) float64, the smaller the better: the rank, minus the score, or the place in the file.
+        priority: (n,) float64, the smaller the better: the rank, minus the score, or the place in the file (of a truth
+            file always this).
         lines: (n,) int64, 1-based line of every row.
     """
 
@@ -61,12 +62,12 @@ class PairFile:
 
 
 def read_truth(path: str | Path) -> PairFile:
-    """Read the true pairs. Repeated pairs are allowed, as published test files hold some.
+    """Read the true pairs, of which no number is used. Repeated pairs are allowed, as published test files hold some.
 
     Raises:
         UserError: the file is missing, empty, truncated or no text, or a row is bad; names file and line.
     """
-    return _read(Path(path))
+    return _read(Path(path), numbers=False)
 
 
 def read_recommendations(path: str | Path) -> PairFile:
@@ -75,7 +76,7 @@ def read_recommendations(path: str | Path) -> PairFile:
     Raises:
         UserError: as :func:`read_truth`; also where a pair is repeated.
     """
-    pairs = _read(Path(path))
+    pairs = _read(Path(path), numbers=True)
     import pandas as pd
 
     repeated = pd.DataFrame({"user": pairs.users, "item": pairs.items}).duplicated().to_numpy()
@@ -185,14 +186,14 @@ def _lists(
     return lists
 
 
-def _read(path: Path) -> PairFile:
+def _read(path: Path, *, numbers: bool) -> PairFile:
+    """The pairs of a file, with or without what its numbers say."""
     text = _text(path)
-    lines = text.split("\n", 2)[:2]
-    first = lines[0].rstrip("\r")
+    first = text.partition("\n")[0]
     separator = next((mark for mark in ("\t", ",") if mark in first), None)
     if separator is None:
         raise UserError(f"{path}, line 1: expected user and item separated by a tab or a comma, found {first[:60]!r}.")
-    frame = _frame(path, text, separator, next(csv.reader([first], delimiter=separator)))
+    frame = _frame(path, text, separator, _cells(path, first, separator))
     where = _header(path, [str(cell) for cell in frame.iloc[0]])
     start = 1
     if where is None:
@@ -204,6 +205,13 @@ def _read(path: Path) -> PairFile:
             )
         if frame.shape[1] - 1 == 2:
             del where["score"]
+        elif not numbers and not _is_number(frame.iat[0, 2]):
+            # No number is used, but words here say that line 1 is a header of other names, not a pair.
+            raise UserError(
+                f"{path}, line 1: {frame.iat[0, 2]!r} is no number; a header names the columns user and item."
+            )
+    if not numbers:
+        where = {role: where[role] for role in ("user", "item")}
     frame = frame.iloc[start:]
     frame = frame[(frame != "").any(axis=1)]
     if frame.empty:
@@ -212,7 +220,7 @@ def _read(path: Path) -> PairFile:
 
 
 def _text(path: Path) -> str:
-    """The whole file as text."""
+    """The whole file as text, each line ended by a newline alone, as files of other systems may not be."""
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
@@ -228,7 +236,26 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if not text.strip():
         raise UserError(f"{path} is empty.")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _cells(path: Path, line: str, separator: str) -> list[str]:
+    """The cells of a line by the rules that :func:`_frame` has for all lines."""
+    if separator == "\t":
+        return line.split(separator)
+    try:
+        return next(csv.reader([line], delimiter=separator))
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1 cannot be read as a row of a table: {error}.") from None
+
+
+def _is_number(text: str) -> bool:
+    """Whether a cell is a number or empty."""
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
 
 
 def _frame(path: Path, text: str, separator: str, first: list[str]) -> pd.DataFrame:
@@ -255,14 +282,15 @@ def _frame(path: Path, text: str, separator: str, first: list[str]) -> pd.DataFr
         if found := re.search(r"EOF inside string starting at row (\d+)", message):
             raise UserError(f"{path}, line {int(found[1]) + 1}: a quotation mark is never closed.") from None
         raise UserError(f"{path} cannot be read as a table: {message.strip()}") from None
-    if (extra := (frame[len(first)] != "").to_numpy()).any():
-        raise _too_wide(path, int(extra.argmax()) + 1, len(first))
     if separator == "," and '"' in text:
         for column in frame.columns:
             if (broken := frame[column].str.contains("\n", regex=False).to_numpy()).any():
                 raise UserError(
                     f"{path}, line {int(broken.argmax()) + 1}: a quoted value runs over the end of the line."
                 )
+    # After the quotation marks: one that is open at the end of line 1 hides how many columns that has.
+    if (extra := (frame[len(first)] != "").to_numpy()).any():
+        raise _too_wide(path, int(extra.argmax()) + 1, len(first))
     return frame
 
 

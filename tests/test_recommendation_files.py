@@ -91,6 +91,49 @@ def test_train_and_masks_give_the_clean_protocol(tmp_path: Path) -> None:
         evaluate_files(lists, truth, [3], drop_masked_truth=True)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user_id:token\titem_id:token\trating:float\nu\ta\t\nu\tb\t5\n",
+        "user\titem\trank\nu\ta\tgood\nu\tb\t\n",
+        "u\ta\t\nu\tb\thigh\n",
+        "u\ta\tnan\nu\tb\n",
+    ],
+)
+def test_true_pairs_need_no_numbers(tmp_path: Path, text: str) -> None:
+    """A clean_test.inter has empty ratings where the table had none."""
+    pairs = write(tmp_path, "pairs.inter", text)
+    lists = write(tmp_path, "lists.csv", "u,b\nu,a\n")
+    assert evaluate_files(lists, pairs, [1], ["hit"]).mean["hit@1"] == 1.0
+    other = write(tmp_path, "other.csv", "u,c\n")
+    masked = evaluate_files(lists, other, [2], ["hit"], train=pairs, masked=[pairs])
+    assert masked.counts["lists_shorter_than_k"] == 0
+    with pytest.raises(UserError, match=r"pairs\.inter, line [123]"):
+        read_recommendations(pairs)
+
+
+def test_words_where_a_number_is_due_are_no_pair(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"truth\.csv, line 1: 'value' is no number; a header names the columns user"):
+        read_truth(write(tmp_path, "truth.csv", "uid,iid,value\na,b,1\n"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("mark", ["\t", ","], ids=["tab", "comma"])
+def test_lines_may_end_as_on_any_system(tmp_path: Path, end: str, mark: str) -> None:
+    text = end.join(["user,item", "u,a", "u,b", ""]).replace(",", mark)
+    assert read_truth(write(tmp_path, "pairs.txt", text)).items.tolist() == ["a", "b"]
+    with pytest.raises(UserError, match=r"bad\.txt, line 3: the item is missing"):
+        read_truth(write(tmp_path, "bad.txt", text.replace(f"u{mark}b", "u")))
+
+
+def test_quotation_marks_are_letters_between_tabs(tmp_path: Path) -> None:
+    """Line 1 is read as every other line is."""
+    pairs = read_truth(write(tmp_path, "pairs.tsv", '"Up\tu\t5\n"Up"\tv\t4\n'))
+    assert (pairs.users.tolist(), pairs.items.tolist()) == (['"Up', '"Up"'], ["u", "v"])
+    quoted = read_truth(write(tmp_path, "pairs.csv", '"a, b",u\nc,"d, e"\n'))
+    assert (quoted.users.tolist(), quoted.items.tolist()) == (["a, b", "c"], ["u", "d, e"])
+
+
 def test_repeated_truth_counts_once(tmp_path: Path) -> None:
     truth = write(tmp_path, "truth.tsv", "u\ta\t5\r\nu\ta\t4\r\nu\tb\t5\r\n")
     result = evaluate_files(write(tmp_path, "lists.csv", "u,a\n"), truth, [1], ["recall"])
@@ -118,6 +161,9 @@ def test_repeated_truth_counts_once(tmp_path: Path) -> None:
         (" \n\n", r"bad\.csv is empty"),
         ("user,item\n", r"bad\.csv holds no pair"),
         ('a,b\n"a,c\na,d\n', r"bad\.csv, line 2: a quotation mark is never closed"),
+        ('"a,b\nc",d\n', r"bad\.csv, line 1: a quoted value runs over the end of the line"),
+        ('"a\rb",d\n', r"bad\.csv, line 1"),
+        ("a" * 140_000 + ",b\n", r"bad\.csv, line 1 cannot be read as a row of a table: field larger than"),
         ('a,b\n"a,c\na",d\n', r"bad\.csv, line 2: a quoted value runs over the end of the line"),
     ],
 )

@@ -60,8 +60,10 @@ def injected_count(n_rows: int, rate: float) -> int:
         rate: share of the injected rows in the result, between 0 and 1, both excluded.
 
     Raises:
-        UserError: ``rate`` asks for less than one row.
+        UserError: ``rate`` asks for less than one row, or there are none.
     """
+    if not n_rows:
+        raise UserError("There is no row to put noise among.")
     count = int(n_rows * rate / (1 - rate) + 0.5)
     if count == 0:
         raise UserError(f"A noise rate of {rate:g} is less than one row of {n_rows}; raise it.")
@@ -69,29 +71,48 @@ def injected_count(n_rows: int, rate: float) -> int:
 
 
 def inject(
-    users: Ids, items: Ids, taken: Ids, n_users: int, n_items: int, *, rate: float, kind: str, seed: int, key: str = ""
+    users: Ids,
+    items: Ids,
+    taken: Ids,
+    n_users: int,
+    n_items: int,
+    *,
+    rate: float,
+    kind: str,
+    seed: int,
+    key: str = "",
+    n_rows: int | None = None,
 ) -> tuple[Ids, Ids]:
     """Draw pairs that were not observed, no pair twice.
 
     Args:
-        users, items: ``(n,)`` the observed training pairs, ids from 0.
+        users, items: ``(n,)`` the observed pairs, ids from 0.
         taken: pairs that must not be drawn, as ``user * n_items + item`` in any order, with or without repeats; the
-            training pairs are added to them.
+            observed pairs are added to them.
         n_users, n_items: numbers of ids.
         rate: share of the drawn pairs in the result.
         kind: a name in :data:`KINDS`.
         seed: everything follows from it.
         key: distinguishes several draws of one seed.
+        n_rows: rows that the noise is to stand among, where they are more than the observed pairs (some may have no
+            id); by default ``n``.
 
     Returns:
-        ``(users, items)`` of the injected pairs, ``(m,)`` each, by user and item; ``m / (n + m)`` is the rate, but for
-        rounding.
+        ``(users, items)`` of the injected pairs, ``(m,)`` each, by user and item; ``m / (n_rows + m)`` is the rate, but
+        for rounding.
 
     Raises:
-        UserError: unknown kind, a rate out of range, or too few unobserved pairs.
+        UserError: unknown kind, a rate out of range, no observed pair for a kind that follows them, or too few
+            unobserved pairs.
     """
     check(rate, kind)
-    count = injected_count(len(users), rate)
+    n_rows = len(users) if n_rows is None else n_rows
+    count = injected_count(n_rows, rate)
+    if not len(users) and kind != "random":
+        raise UserError(
+            f"Noise of the kind {kind!r} follows the observed pairs, and none of the {n_rows:,} rows has a known user "
+            "and item; take the kind 'random'."
+        )
     observed = np.unique(np.concatenate([taken, users * n_items + items]))
     free = n_items - np.bincount(observed // n_items, minlength=n_users)
     if count > free.sum():
@@ -103,7 +124,7 @@ def inject(
     if kind == "random":
         keys = unobserved(choose(np.array([count]), np.array([free.sum()]), draw), observed)
     elif kind == "per-user":
-        wanted = shares_by_user(np.bincount(users, minlength=n_users), rate)
+        wanted = shares_by_user(np.bincount(users, minlength=n_users), rate, n_rows)
         lacking = int((wanted > free).sum())
         if lacking:
             raise UserError(
@@ -116,13 +137,15 @@ def inject(
     return keys // n_items, keys % n_items
 
 
-def shares_by_user(counts: Ids, rate: float) -> Ids:
-    """Noise rows for every user, in proportion to the user's rows.
+def shares_by_user(counts: Ids, rate: float, n_rows: int) -> Ids:
+    """Noise rows for every user, ``(n_users,)``, in proportion to the user's ``counts``, of which one is not 0.
 
-    Rounding goes over the running total, so that the sum is :func:`injected_count` of the sum and every user is at
+    Rounding goes over the running total, so that the sum is :func:`injected_count` of ``n_rows`` and every user is at
     most one row off.
     """
-    ends = (np.cumsum(counts) * rate / (1 - rate) + 0.5).astype(np.int64)
+    ends = np.cumsum(counts)
+    # Multiplied before it is divided: the last end is then exactly n_rows, and with n_rows of counts every end stays.
+    ends = (ends * n_rows / ends[-1] * rate / (1 - rate) + 0.5).astype(np.int64)
     return np.diff(ends, prepend=0)
 
 

@@ -146,10 +146,12 @@ def corrupted(
         rate: share of injected rows among the training rows of the copy.
         kind: of :data:`recdenoise.noise.KINDS`.
         seed: everything random follows from it.
-        also_valid: corrupt the validation file at the same rate, too.
+        also_valid: corrupt the validation file at the same rate, too, of all its rows; its noise, too, is of users and
+            items of the training file.
 
     Raises:
-        UserError: corrupted before, a rate out of range, or too few unobserved pairs.
+        UserError: corrupted before, a rate out of range, nothing that the noise could follow, or too few unobserved
+            pairs.
     """
     if INJECTED in source.splits["train"].types:
         raise UserError(f"{source.path} was corrupted before; corrupt the data set that it was made from.")
@@ -162,9 +164,15 @@ def corrupted(
     splits, counts = dict(source.splits), dict.fromkeys(SPLITS, 0)
     for position, split in enumerate(("train", "valid") if also_valid else ("train",)):
         own_users, own_items = (ids[inside[position]] for ids in pairs[position])
-        new_users, new_items = noise.inject(
-            own_users, own_items, taken, n_users, n_items, rate=rate, kind=kind, seed=seed, key=split
-        )
+        # Validation rows of users and items that are new there count, though no noise is drawn like them.
+        n_rows = len(source.splits[split].rows)
+        options: dict[str, Any] = {"rate": rate, "kind": kind, "seed": seed, "key": split}
+        try:
+            new_users, new_items = noise.inject(own_users, own_items, taken, n_users, n_items, n_rows=n_rows, **options)
+        except UserError as error:
+            if split == "train":
+                raise
+            raise UserError(f"In the validation file: {error}") from None
         taken = np.concatenate([taken, new_users * n_items + new_items])
         like = _rows_of_users(pairs[0][0], new_users, noise.uniform_draws(seed, kind, split, "labels"))
         splits[split] = _extended(source, split, like, _distinct(train[source.item])[new_items])
@@ -173,11 +181,14 @@ def corrupted(
         flags = np.r_[np.zeros(len(part.rows) - counts[split], dtype=int), np.ones(counts[split], dtype=int)]
         splits[split] = part.with_column(INJECTED, flags.astype(str))
     facts = {"command": "corrupt", "rate": rate, "kind": kind, "seed": seed, "also_valid": also_valid}
-    n_rows = len(splits["train"].rows)
+    n_rows, n_valid = (len(splits[split].rows) for split in ("train", "valid"))
     facts |= {"injected": {split: n for split, n in counts.items() if n}, "realised_rate": counts["train"] / n_rows}
+    if also_valid:
+        facts["realised_rate_valid"] = counts["valid"] / n_valid
+    beside = f" and {counts['valid']:,} of the {n_valid:,} validation rows" if also_valid else ""
     note = (
-        f"{counts['train']:,} of the {n_rows:,} training rows were injected (kind {kind}, seed {seed}): unobserved "
-        f"pairs, marked by 1 in the column {INJECTED}"
+        f"{counts['train']:,} of the {n_rows:,} training rows{beside} were injected (kind {kind}, seed {seed}): "
+        f"unobserved pairs, marked by 1 in the column {INJECTED}"
         + (", with rating 0." if source.config.get("RATING_FIELD") in source.splits["train"].types else ".")
     )
     return derived(source, splits, "corrupted", facts, [note], seed)

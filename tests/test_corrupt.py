@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import data_recipes
 from recdenoise import noise, own_data
 from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.dataset import load_split
-from tests.built_folder import splits
+from tests.built_folder import Split, splits, write_built
 from tests.command import mistake, output, train
 
 KINDS = tuple(noise.KINDS)
@@ -249,9 +251,55 @@ def test_validation_is_left_alone_unless_asked(built: Path, here: Path) -> None:
     pairs = [{*zip(inter(folder, s)["user_id"], inter(folder, s)["item_id"], strict=True)} for s in own_data.SPLITS]
     assert not pairs[0] & pairs[1]
     assert not pairs[1] & pairs[2]
-    injected = data_recipes.load_manifest(folder)["derived"]["injected"]
-    assert injected == {"train": 100, "valid": n // 4}
+    derived = data_recipes.load_manifest(folder)["derived"]
+    assert derived["injected"] == {"train": 100, "valid": n // 4}
+    assert (derived["realised_rate"], derived["realised_rate_valid"]) == (0.2, (n // 4) / (n + n // 4))
     assert inter(corrupt(built, "plain", protocol="clean"), "train").equals(inter(folder, "train"))
+
+
+def strangers(known: int) -> Callable[[Split], None]:
+    """Users unseen in training in all but so many of the 80 validation rows."""
+
+    def edit(parts: Split) -> None:
+        users = parts["valid"].users.tolist()
+        new = [user if n < known else f"new {user}" for n, user in enumerate(users)]
+        parts["valid"] = replace(parts["valid"], users=np.array(new))
+
+    return edit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rate_is_of_all_validation_rows(here: Path, kind: str) -> None:
+    """Rows of users who are not in the training file count, too."""
+    write_built(here / "data", ("clean",), strangers(16))
+    folder = corrupt(here / "data", "noisy", "--also-valid", "--kind", kind, protocol="clean")
+    valid = inter(folder, "valid")
+    added = valid[valid["injected"] == "1"]
+    assert (len(valid), len(added)) == (100, 20)
+    assert set(added["user_id"]) <= set(inter(folder, "train")["user_id"])
+    manifest = data_recipes.load_manifest(folder)
+    assert manifest["derived"]["realised_rate_valid"] == 0.2
+    assert "100 of the 500 training rows and 20 of the 100 validation rows were injected" in manifest["notes"][-1]
+
+
+def test_validation_rows_of_strangers_alone(here: Path) -> None:
+    write_built(here / "data", ("clean",), strangers(0))
+    folder = corrupt(here / "data", "noisy", "--also-valid", protocol="clean")
+    assert (inter(folder, "valid")["injected"] == "1").sum() == 20
+    for kind in ("popular", "per-user"):
+        words = ("--rate", "0.2", "--kind", kind, "--also-valid", "--out", "more")
+        said = f"In the validation file: Noise of the kind '{kind}' follows the observed pairs, and none of the 80 rows"
+        assert said in mistake("corrupt", "data", *words)
+
+
+def test_validation_files_with_too_few_rows(here: Path) -> None:
+    def none(parts: Split) -> None:
+        parts["valid"] = parts["valid"].take(np.array([], dtype=np.int64))
+
+    write_built(here / "data", ("clean",), none)
+    words = ("--rate", "0.2", "--also-valid", "--out", "noisy")
+    assert "In the validation file: There is no row to put noise among." in mistake("corrupt", "data", *words)
+    assert not (here / "noisy").exists()
 
 
 def test_both_protocols_may_share_a_folder(built: Path, here: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from recdenoise.reports import charts, grid, table_report
 from recdenoise.reports.charts import bars
 from recdenoise.reports.html import Entry, Page, page_of
+from recdenoise.reports.report_text import cells_of, markdown_table
 from tests.test_grid import fake
 
 VOID = {"meta", "br", "img", "path", "use", "line", "rect", "circle"}
@@ -153,6 +154,19 @@ def test_pictures_have_every_panel(tmp_path: Path) -> None:
     assert three[one.shape[0] :, one.shape[1] :, :3].min() == 1.0  # the fourth place is empty
 
 
+def test_dollars_in_names_are_dollars(tmp_path: Path) -> None:
+    name = "a $x_^$ b"
+    panels = [
+        charts.bars(name, name, [name], [(0.5, None)], {name: [0.4]}),
+        charts.grouped_bars(name, name, [name], {name: [(0.5, None)]}),
+        charts.lines(name, name, name, [charts.Line(name, [1, 2], [0.1, 0.2])] * 2),
+        charts.heat_map(name, name, name, [name], [name], np.ones((1, 1))),
+    ]
+    charts.write_png(panels, tmp_path / "all.png")
+    for panel in panels:
+        assert charts.svg(panel).count(name) >= 3
+
+
 def test_text_is_escaped() -> None:
     page = Page("<script>")
     page.heading("<i>")
@@ -177,6 +191,15 @@ def test_markdown_reports_become_pages() -> None:
     assert "<svg" not in made.render()
     drawn = page_of(text, {"Part": [bars("t", "u", ["b"], [(0.5, None)])], "Absent": []}).render()
     assert drawn.index("Part</h2>") < drawn.index("<svg") < drawn.index("<table>")
+
+
+@pytest.mark.parametrize("cell", ["Loss | soft", "A|B", "| a", "a |", "|", "a || b", "a \\| b", "\\", ""])
+def test_bars_in_cells_part_nothing(cell: str) -> None:
+    lines = markdown_table([cell, "n"], [[cell, "1"], ["b", cell]], left=1)
+    assert [cells_of(line) for line in lines] == [[cell, "n"], ["---", "---:"], [cell, "1"], ["b", cell]]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines)
+    shown = [text for _, text in no_outside(page_of("\n".join(["# t", "", *lines])).render()).cells]
+    assert shown == [cell, "1", "b", cell]
 
 
 BROWSER = next(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recdenoise import checkpoint
+from recdenoise.reports.report_text import markdown_table
 from vision.data import derived
 from vision.disagreement import CLEAN, NOISY, PARTS, RUN, Array, Key, Spec, accuracy_rows, figure_rows
 
@@ -73,8 +74,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table; the first column is text."""
-    rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(columns))) + "|"
-    return ["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]
+    return markdown_table(columns, rows, left=1)
 
 
 def show(row: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from recdenoise.reports.charts import Panel, svg
+from recdenoise.reports.report_text import cells_of
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1c2126; --quiet: #5b6670; --rule: #d9dee3; --grid: #dfe3e7;
@@ -179,8 +180,8 @@ def page_of(text: str, plots: Mapping[str, Sequence[Panel]] | None = None) -> Pa
             page.heading(words, level)
             page.plots((plots or {}).get(words, ()))
         elif inner[0].startswith("|"):
-            rows = [[entry.strip() for entry in line.strip("|").split(" | ")] for line in inner]
-            left = sum(not mark.endswith(":") for mark in inner[1].strip("|").split("|"))
+            rows = [cells_of(line) for line in inner]
+            left = sum(not mark.endswith(":") for mark in rows[1])
             page.table(rows[0], rows[2:], left, wrapped=[i for i, name in enumerate(rows[0]) if name in WRAPPED])
         elif all(line.startswith("- ") for line in inner):
             page.bullets(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,10 +35,20 @@ JOB = ("machine", "ended", "seconds")
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> list[str]:
-    """Lines of a table; the first ``left`` columns are text, the others numbers."""
-    lines = ["| " + " | ".join(columns) + " |"]
+    """Lines of a table; the first ``left`` columns are text, the others numbers. A bar in a cell is escaped."""
+    lines = [_markdown_row(columns)]
     lines.append("|" + "|".join("---" if i < left else "---:" for i in range(len(columns))) + "|")
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+    return lines + [_markdown_row(row) for row in rows]
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a line of :func:`markdown_table`, as they were but for blanks around them."""
+    cells = re.split(r"(?<!\\)\|", line.removeprefix("|").removesuffix("|"))
+    return [cell.replace(r"\|", "|").strip() for cell in cells]
 
 
 def circumstances(

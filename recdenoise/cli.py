@@ -333,7 +333,7 @@ def inspect(plugins: tuple[str, ...], run: Path, out: Path | None, plot: Path | 
     title = f"{settings.model} + {settings.method.title} on {loaded.data.name}"
     inspection.plot_per_rating(table, title, plot)
     means = inspection.mean_per_rating(table)
-    rows = [[f"{r.rating:g}", f"{r.mean:.4f}", str(r.count)] for r in means.itertuples(index=False, name="Row")]
+    rows = [[r.rating, f"{r.mean:.4f}", str(r.count)] for r in means.itertuples(index=False, name="Row")]
     screen.print(plain_table(["rating", "mean P(y=1|observed)", "interactions"], rows))
     screen.print(f"picture: {plot}", soft_wrap=True)
 

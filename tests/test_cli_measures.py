@@ -199,6 +199,28 @@ def test_inspect_writes_what_the_denoiser_says(trained: Path, here: Path, ending
         assert re.search(rf"│ {rating}\s+│ {mean:.4f}\s+│ {(table['rating'] == rating).sum()}\s", printed)
 
 
+def test_many_ratings_are_told_in_groups(here: Path) -> None:
+    """A third of the rows share a rating and stay together; so do the twenty levels that fit one by one."""
+    from matplotlib import image
+
+    rng = np.random.default_rng(0)
+    dwell = np.concatenate([np.zeros(1000), rng.integers(1, 2001, 2000) / 4, [np.nan] * 7]).astype(np.float32)
+    table = pd.DataFrame({"rating": dwell, "p_clean": rng.random(len(dwell))})
+    means = inspection.mean_per_rating(table)
+    assert 7 <= len(means) <= inspection.GROUPS
+    assert (means["count"].sum(), means["rating"][0], means["count"][0]) == (3000, "0", 1000)
+    assert means["count"][1:].between(200, 400).all()
+    lowest, highest = (np.array([float(label.split(" to ")[end]) for label in means["rating"][1:]]) for end in (0, 1))
+    assert (highest[:-1] < lowest[1:]).all()
+    for low, high, mean in zip(lowest, highest, means["mean"][1:], strict=True):
+        assert mean == pytest.approx(table.loc[table["rating"].between(low, high), "p_clean"].mean())
+    inspection.plot_per_rating(table, "a $x_^$ b", here / "bars.png")  # a title is no formula
+    assert image.imread(here / "bars.png").shape[1] < 2000
+    few = inspection.mean_per_rating(table.assign(rating=np.arange(len(table)) % 20 / 2))
+    assert few["rating"].tolist() == [f"{level / 2:g}" for level in range(20)]
+    assert inspection.mean_per_rating(table.assign(rating=np.nan)).empty
+
+
 def test_inspect_writes_into_the_run_by_default(built: Path, here: Path) -> None:
     train(built, "--denoiser", "deca", "--out", "a")
     output("inspect", "a")

@@ -9,13 +9,19 @@ import numpy as np
 
 from recdenoise import checkpoint
 from recdenoise.errors import UserError
+from recdenoise.reports.charts import drawing
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
     from recdenoise.recbole_adapter.experiment import Run
 
 FORMATS = (".parquet", ".csv")
+LEVELS = 20
+"""So many different ratings are told one by one."""
+GROUPS = 10
+"""Groups of more."""
 
 
 def probability_table(run: Run) -> pd.DataFrame:
@@ -55,13 +61,29 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 def mean_per_rating(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and count of ``p_clean`` per rating, ascending; rows without one do not count.
 
+    More than :data:`LEVELS` different ratings, as dwell times are, come in at most :data:`GROUPS` groups of about as
+    many rows each; equal ratings stay together.
+
+    Returns:
+        One row a rating or group: ``rating`` (text: ``4``, or the least and the greatest of a group, ``12.5 to 30``),
+        ``mean`` and ``count``.
+
     Raises:
         UserError: there are no ratings.
     """
     if "rating" not in table:
         raise UserError("The data set has no ratings to compare with.")
-    grouped = table.groupby("rating")["p_clean"].agg(["mean", "count"])
-    return grouped.reset_index()
+    rated = table[table["rating"].notna()]
+    ratings = rated["rating"].to_numpy()
+    # Each group ends with a rating that is there, so a rating that many rows have is a group of its own.
+    ends = np.unique(ratings)
+    if len(ends) > LEVELS:
+        ends = np.unique(np.quantile(ratings, np.arange(1, GROUPS + 1) / GROUPS, method="inverted_cdf"))
+    grouped = rated.groupby(np.searchsorted(ends, ratings))
+    told = grouped["p_clean"].agg(["mean", "count"])
+    bounds = grouped["rating"].agg(["min", "max"]).itertuples(index=False, name=None)
+    told.insert(0, "rating", [f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high in bounds])
+    return told.reset_index(drop=True)
 
 
 def plot_per_rating(table: pd.DataFrame, title: str, path: Path) -> None:
@@ -75,20 +97,25 @@ def plot_per_rating(table: pd.DataFrame, title: str, path: Path) -> None:
     Raises:
         UserError: no ratings, or the file cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     means = mean_per_rating(table)
-    figure, axes = plt.subplots(figsize=(min(max(5.6, 0.95 * len(means)), 16), 3.4), layout="constrained")
+    labels = [f"{r.rating}\nn = {r.count:,}" for r in means.itertuples(index=False, name="Row")]
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    width = max(0.95, 0.09 * longest) * len(means)  # in inches; a letter needs less than 0.09
+    with drawing() as plt:
+        figure, axes = plt.subplots(figsize=(max(5.6, width), 3.4), layout="constrained")
+        _draw_bars(axes, means["mean"].to_numpy(), labels, title)
+        with checkpoint.atomic_file(path) as file:
+            figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
+
+
+def _draw_bars(axes: Any, means: NDArray[Any], labels: list[str], title: str) -> None:
+    """Bars of ``means``, ``(n,)``, with so many ``labels`` under them."""
     places = np.arange(len(means))
-    axes.bar(places, means["mean"], width=0.62, color="#4a7ba6", zorder=2)
-    for place, mean in zip(places, means["mean"], strict=True):
+    axes.bar(places, means, width=0.62, color="#4a7ba6", zorder=2)
+    for place, mean in zip(places, means, strict=True):
         axes.annotate(
             f"{mean:.3f}", (place, mean), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=9
         )
-    labels = [f"{r.rating:g}\nn = {r.count:,}" for r in means.itertuples(index=False, name="Row")]
     axes.set_xticks(places, labels, fontsize=9)
     axes.set_xlabel("rating that the user gave, hidden in training")
     axes.set_ylabel("mean P(y = 1 | observed)")
@@ -98,6 +125,3 @@ def plot_per_rating(table: pd.DataFrame, title: str, path: Path) -> None:
     axes.grid(axis="y", color="#d9d9d9", linewidth=0.7, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    with checkpoint.atomic_file(path) as file:
-        figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
-    plt.close(figure)

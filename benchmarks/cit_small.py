@@ -5,8 +5,9 @@ class, which several classes share, and a bias B, which belongs to the class in 
 al., 2023, section V). Each seed draws the training images anew, the same for all versions and methods; the test images
 are all of the test part, or the first so many. CIT trains by both terms of Eq. 12, and, as Algorithm 1 is printed, by
 that of the drawn context alone. Accuracy is that of the last epoch's weights. A run is a file under ``--runs``: a
-finished one is not repeated. ``REPORT.md`` and ``REPORT.csv`` (a row a run) are written after every run. A claim holds
-where it holds for means over seeds. Exit status: 1 where every run was made and a claim does not hold, else 0.
+finished one is not repeated, and one with other settings is refused. ``REPORT.md`` and ``REPORT.csv`` (a row a run) are
+written after every run. A claim holds where it holds for means over seeds. Exit status: 1 where every run was made and
+a claim does not hold, else 0.
 """
 
 from __future__ import annotations
@@ -110,10 +111,17 @@ def part(data: ImageData, images: int, seed: int | None) -> ImageData:
 
 
 def one_run(version: str, method: str, seed: int, typed: argparse.Namespace) -> Result:
-    """Train, or read what is finished."""
-    file = Path(typed.runs) / f"{typed.dataset}-{typed.images}-{typed.epochs}-{version}-{method}-{seed}.json"
+    """Train, or read what is finished. Raises ``UserError`` where that has other settings."""
+    name = Path(typed.dataset).name  # a path would lead out of the folder
+    file = Path(typed.runs) / f"{name}-{typed.images}-{typed.epochs}-{version}-{method}-{seed}.json"
+    settings = {option: getattr(typed, option) for option in ("dataset", "images", "test_images", "epochs")}
+    settings |= {"method": METHODS[method][1], "run": RUN, "channels": list(CHANNELS)}
     if file.is_file():
-        return Result(**json.loads(file.read_text(encoding="utf-8")))
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record.get("settings") != settings:
+            there = record.get("settings", "settings that it does not name")
+            raise UserError(f"{file} is of a run with {there}; name another folder by --runs.")
+        return Result(**record["result"])
     started = time.process_time()
     train = part(load(typed.dataset), typed.images, seed)
     test = part(load(typed.dataset, split="test"), typed.test_images, None)
@@ -137,7 +145,7 @@ def one_run(version: str, method: str, seed: int, typed: argparse.Namespace) -> 
     accuracy, seconds = result.measured["test"]["last"]["accuracy"], time.process_time() - started
     found = Result(version, method, seed, accuracy, content, frame, round(seconds, 1))
     file.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(file, asdict(found))
+    checkpoint.write_json(file, {"settings": settings, "result": asdict(found)})
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import cit_cost, cit_small
 from benchmarks.cit_small import Result, claims
+from recdenoise.errors import UserError
 from vision.data import ImageData
 
 
@@ -63,6 +64,27 @@ def test_framed_sets_are_run_once_and_reported(
     monkeypatch.setattr(cit_small, "fit", refuse)
     assert cit_small.main(words) == status
     assert capsys.readouterr().out == first
+    assert cit_small.main([*words, "--test-images", "41"]) == 2
+    assert "'test_images': 40" in capsys.readouterr().err
+    monkeypatch.setitem(cit_small.RUN, "batch_size", 32)
+    assert cit_small.main(words) == 2
+    assert "-0.json is of a run with {'dataset': 'fashion-mnist'," in capsys.readouterr().err
+
+
+def test_a_run_on_a_file_stays_in_the_folder_of_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    images = ImageData(torch.zeros(80, 1, 12, 12, dtype=torch.uint8), torch.arange(80) % 10, 10)
+    monkeypatch.setattr(cit_small, "load", lambda *_, **__: images)
+    words = ["--dataset", str(tmp_path / "mine.npz"), "--runs", str(tmp_path / "runs"), "--epochs", "1"]
+    found = cit_small.one_run("plain", "normal", 0, cit_small.parse(words))
+    (file,) = tmp_path.rglob("*.json")
+    assert file == tmp_path / "runs" / "mine.npz-2000-1-plain-normal-0.json"
+    assert cit_small.one_run("plain", "normal", 0, cit_small.parse(words)) == found
+    words[1] = str(tmp_path / "other" / "mine.npz")
+    with pytest.raises(UserError, match=r"is of a run with .*name another folder by --runs\."):
+        cit_small.one_run("plain", "normal", 0, cit_small.parse(words))
+    file.write_text("{}", encoding="utf-8")  # as of an earlier release, with the result alone
+    with pytest.raises(UserError, match="is of a run with settings that it does not name"):
+        cit_small.one_run("plain", "normal", 0, cit_small.parse(words))
 
 
 def test_an_unknown_set_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

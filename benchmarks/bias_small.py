@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.pages import ADAM, cell, deviation, facts, seeds_of, told, write
 from recdenoise import checkpoint
+from recdenoise.errors import UserError
 from recdenoise.reports.report_text import markdown_table
 
 DATASET = "colored-mnist:0.99"
@@ -221,7 +222,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines: list[Line] = []
     for seed in range(typed.seeds):
         for name in typed.cases:
-            result = one_run(name, seed, typed.runs / f"{name}-{seed}", typed.dataset, typed.images, changed)
+            folder = typed.runs / f"{name}-{seed}"
+            try:
+                result = one_run(name, seed, folder, typed.dataset, typed.images, changed)
+            except UserError as error:
+                print(error, file=sys.stderr)
+                return 2
             results.append(result)
             lines = summarise(results)
             text = page(lines, results, typed.dataset, typed.images, changed)

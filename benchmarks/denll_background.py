@@ -193,9 +193,10 @@ def one_run(variant: str, seed: int, typed: argparse.Namespace) -> Result:
     folder: Path = typed.runs / f"{variant}-{seed}"
     done, asked = folder / "result.json", ("dataset", "images", "test", "rate", "epochs", "schedule")
     settings = {name: getattr(typed, name) for name in asked}
+    settings |= {"method": VARIANTS[variant][1], "run": RUN}
     if done.is_file():
         record = json.loads(done.read_text("utf-8"))
-        if record["settings"] != settings:
+        if {**settings, **record["settings"]} != settings:  # early runs name neither method nor run
             raise UserError(f"{done} is of a run with {record['settings']}; name another folder by --runs.")
         return Result(**record["result"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.pages import ADAM, cell, deviation, facts, seeds_of, told, write
 from recdenoise import checkpoint
+from recdenoise.errors import UserError
 from recdenoise.reports.report_text import markdown_table
 
 IMAGES = 5000
@@ -217,7 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(typed.seeds):
         for method in typed.methods:
             folder = typed.runs / f"{method}-{seed}"
-            result = one_run(method, seed, folder, typed.dataset, typed.images, changed)
+            try:
+                result = one_run(method, seed, folder, typed.dataset, typed.images, changed)
+            except UserError as error:
+                print(error, file=sys.stderr)
+                return 2
             results.append(result)
             lines = write_report(typed.report, results, typed.dataset, changed)
             print(

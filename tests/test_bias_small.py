@@ -73,6 +73,8 @@ def test_runs_once_and_writes_its_report(
     assert bias_small.main(arguments) == 0
     assert (tmp_path / "runs" / "lff-1" / "model.pt").stat().st_mtime_ns == stamp
     assert capsys.readouterr().out.split("load")[0] == first.split("load")[0]
+    assert bias_small.main([*arguments, "--epochs", "3"]) == 2
+    assert "normal-0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

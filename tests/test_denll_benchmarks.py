@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,14 @@ def test_the_background_runs_once_and_writes_its_report(
     assert capsys.readouterr().out == first
     assert denll_background.main([*small, "--epochs", "2"]) == 2
     assert "name another folder by --runs" in capsys.readouterr().err
+    monkeypatch.setitem(denll_background.RUN, "batch_size", 32)
+    assert denll_background.main(small) == 2
+    assert "name another folder by --runs" in capsys.readouterr().err
+    for file in (tmp_path / "runs").rglob("result.json"):  # of a release that kept what was typed alone
+        record = json.loads(file.read_text(encoding="utf-8"))
+        del record["settings"]["method"], record["settings"]["run"]
+        file.write_text(json.dumps(record), encoding="utf-8")
+    assert denll_background.main([*small, "--finished"]) == 0
 
 
 @pytest.mark.parametrize("words", [["--rate", "1.5"], ["--seeds", "0"], ["--variants", "mine"]])

@@ -99,6 +99,8 @@ def test_runs_once_and_writes_its_report(
     assert vision_small.main(arguments) == 0
     assert (tmp_path / "runs" / "elr-1" / "model.pt").stat().st_mtime_ns == stamp
     assert capsys.readouterr().out.split("load")[0] == first.split("load")[0]
+    assert vision_small.main([*arguments, "--epochs", "3"]) == 2
+    assert "normal-0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

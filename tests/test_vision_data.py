@@ -183,6 +183,38 @@ def test_torch_data_sets_are_read() -> None:
     assert part.labels.tolist() == [1, 0]
 
 
+class Counted(torch.utils.data.TensorDataset):
+    """Items with the next class's label."""
+
+    def __getitem__(self, row: int) -> Any:
+        image, label = super().__getitem__(row)
+        return image, (label + 1) % 3
+
+
+class Renamed(torch.utils.data.Subset[Any]):
+    """Every item has label 1, but for the first."""
+
+    def __getitem__(self, row: int) -> Any:
+        return super().__getitem__(row)[0], int(row > 0)
+
+    def __getitems__(self, rows: list[int]) -> list[Any]:
+        return [self[row] for row in rows]
+
+
+class Titled(torch.utils.data.Subset[Any]):
+    """With a name, and nothing else of its own."""
+
+
+def test_labels_are_those_of_a_data_sets_items() -> None:
+    tensors = read().images
+    pairs = torch.utils.data.TensorDataset(tensors, torch.from_numpy(LABELS))
+    assert data.load(Counted(*pairs.tensors)).labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert data.load(Renamed(pairs, [5, 4, 3])).labels.tolist() == [0, 1, 1]
+    assert data.load(Titled(pairs, [5, 4, 3])).labels.tolist() == [2, 1, 0]
+    assert data.load(torch.utils.data.Subset(Counted(*pairs.tensors), [5, 4])).labels.tolist() == [0, 2]
+    assert torch.equal(data.load(Renamed(pairs, [5, 4, 3])).images, tensors[[5, 4, 3]])
+
+
 def test_torch_data_sets_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="differ in size"):
         data.load(Pairs([torch.zeros(1, 4, 4), torch.zeros(1, 5, 4)]))
@@ -214,6 +246,22 @@ def test_torchvisions_sets_are_known_by_the_names_that_they_have_here(kind: str)
     assert found.name == {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}[kind]
     assert Augment.for_data(found).flip == (kind != "MNIST")
     assert noise.make_noisy(found, "asymmetric:0.4")[1].transition is not None
+
+
+def test_labels_of_torchvisions_sets_are_those_of_their_items() -> None:
+    from torchvision import datasets
+
+    digits = datasets.MNIST.__new__(datasets.MNIST)
+    digits.data, digits.targets, digits.transform = PIXELS[..., 0], torch.from_numpy(LABELS), None
+    for change in (lambda label: int(label > 0), lambda label: torch.tensor(int(label > 0))):
+        digits.target_transform = change
+        found = data.load(digits)
+        assert (found.labels.tolist(), found.n_classes, found.class_names) == ([0, 1, 1, 0, 1, 1], 2, None)
+        assert found.notes == ()
+    many = datasets.QMNIST.__new__(datasets.QMNIST)
+    many.data, many.targets = torch.from_numpy(PIXELS[..., 0]), torch.from_numpy(np.stack([LABELS, LABELS + 5], 1))
+    many.compat, many.transform, many.target_transform = True, None, None
+    assert data.load(many, n_classes=10).labels.tolist() == LABELS.tolist()
 
 
 def test_image_data_refuses_what_does_not_fit() -> None:

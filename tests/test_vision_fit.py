@@ -58,14 +58,23 @@ def test_clean_probability_is_the_labels_probability_in_the_order_given(fitted: 
     np.testing.assert_allclose(fitted.clean_probability, probability[np.arange(132), DATA.labels.numpy()], rtol=1e-5)
 
 
+class Notes(Observer):
+    """Keeps what it is told about the run."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def on_note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_what_was_done_to_the_images_is_told() -> None:
+    observer = Notes()
+    fit(train=(np.full((132, 6, 6), 0.5), DATA.labels), epochs=1, observer=observer)
+    assert observer.told == ["Float images were rounded to 256 levels; no pixel moved by more than 0.0020."]
+
+
 def test_why_the_loss_chooses_badly_is_told_when_it_chooses() -> None:
-    class Notes(Observer):
-        def __init__(self) -> None:
-            self.told: list[str] = []
-
-        def on_note(self, text: str) -> None:
-            self.told.append(text)
-
     told = {}
     for selector, valid in (("loss", 0.2), ("accuracy", 0.2), ("loss", 0)):
         observer = Notes()

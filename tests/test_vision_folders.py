@@ -191,6 +191,24 @@ def test_torchvision_folders_are_read_alike(folder: tuple[Path, list[np.ndarray]
     assert isinstance(data.load(ImageFolder(str(root)), memory=0).images, FolderImages)
 
 
+def test_labels_of_torchvision_folders_are_those_of_their_items(folder: tuple[Path, list[np.ndarray]]) -> None:
+    from torchvision.datasets import ImageFolder
+
+    root, arrays = folder
+    for memory in (0, 1 << 30):
+        changed = data.load(ImageFolder(str(root), target_transform=lambda label: 2 - label), memory=memory)
+        assert (changed.labels.tolist(), changed.n_classes, changed.class_names) == ([2, 2, 2, 1, 1], 3, None)
+        one = ImageFolder(str(root), target_transform=lambda label: 1)
+        assert data.load(one, n_classes=4, trains=False, memory=memory).labels.tolist() == [1] * 5
+        edited = ImageFolder(str(root))
+        edited.samples = [(path, 1 - label) for path, label in edited.samples[1:]]
+        found = data.load(edited, memory=memory)
+        assert (found.labels.tolist(), found.class_names) == ([1, 1, 0, 0], ("cat", "dog"))
+        assert torch.equal(found.images[0:4], torch.from_numpy(np.stack(arrays[1:])).permute(0, 3, 1, 2))
+    own = ImageFolder(str(root), loader=lambda path: Image.open(path).convert("L"))
+    assert data.load(own).shape == (1, 8, 8)
+
+
 def test_instance_noise_reads_a_folder_in_blocks(folder: tuple[Path, list[np.ndarray]]) -> None:
     root, _ = folder
     lazy, eager = (noise.make_noisy(data.load(root, memory=memory), "instance:0.4")[1] for memory in (0, 1 << 30))

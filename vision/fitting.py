@@ -188,7 +188,7 @@ def fit(
         seed: everything random follows from it.
         checkpoint_path: saved to while training, and gone on from where it is there.
         probe: also measure ``test`` after every epoch.
-        observer: told about progress, for example :class:`vision.progress.Progress`.
+        observer: told about progress, for example :class:`vision.progress.Progress`, and what was done to the images.
         options: fields of :class:`vision.options.TrainOptions`: epochs, batch_size, lr, ...
 
     Returns:
@@ -220,7 +220,7 @@ def fit(
     identity = {"settings": settings, "labels": fingerprint(whole.labels)}
     loop = run.loop(checkpoint_path=path, identity=identity, observer=observer, probe=probe)
     loop.resume()
-    for note in run.notes():
+    for note in (*whole.notes, *run.notes()):
         loop.observer.on_note(note)
     history = run.train(loop)
     return FitResult(run, settings, in_order(run, rows), rows, run.measure_all(), history)

@@ -114,8 +114,11 @@ def from_paths(
     name: str = "",
     masks: Sequence[Path] | None = None,
     attributes: Mapping[str, Tensor] | None = None,
+    n_classes: int | None = None,
 ) -> ImageData:
     """Images of a list of files, perhaps with a file of each one's mask; see :func:`load_folder`.
+
+    ``n_classes`` says how many classes there are where they have no names.
 
     Raises:
         UserError: as :func:`load_folder`.
@@ -138,7 +141,7 @@ def from_paths(
         pixels = out if fits else lazy
     if bad and not skip_unreadable:
         _refuse(bad)
-    count, notes = count_classes(labels, len(class_names) or None)
+    count, notes = count_classes(labels, len(class_names) or n_classes)
     keep = torch.tensor([row not in bad for row in range(len(paths))])
     if bad and not bool(keep.any()):
         raise UserError(f"None of the {len(paths)} images can be read; the first: {next(iter(bad.values()))}")

@@ -293,45 +293,76 @@ def _read_npz(read: Callable[[Path], Any], path: Path) -> Any:
 
 
 def _dataset(source: Any, layout: Layout | None, given: dict[str, Any], options: dict[str, Any]) -> ImageData:
-    """A torch data set: its arrays where it keeps them, else one pass over its items."""
+    """A torch data set: its arrays where its items are those, else one pass over its items."""
     from torch.utils.data import Subset, TensorDataset
 
-    if isinstance(source, Subset):
+    if isinstance(source, Subset) and _reads_as(source, Subset):
         whole = {**given, "true_labels": None, "attributes": None}
-        data = _dataset(source.dataset, layout, whole, options).subset(torch.as_tensor(source.indices))
-        return _agreed(data, **given)
-    if isinstance(source, TensorDataset):
+        part = _dataset(source.dataset, layout, whole, options).subset(torch.as_tensor(source.indices))
+        return _agreed(part, **given)
+    if isinstance(source, TensorDataset) and _reads_as(source, TensorDataset):
         if len(source.tensors) != 2:
             raise UserError(f"The TensorDataset holds {len(source.tensors)} tensors; it must be images and labels.")
         return from_arrays(*source.tensors, layout=layout, **given)
-    notes: tuple[str, ...] = ()
     if given["attributes"] is None and isinstance(getattr(source, "attributes", None), Mapping):
         given = {**given, "attributes": source.attributes}
-    transform = getattr(source, "transform", None) or getattr(source, "transforms", None)
+    data: ImageData | None = None
+    notes: tuple[str, ...] = ()
     if type(source).__module__.startswith("torchvision.datasets"):
-        if transform is not None:
-            notes = ("The data set's own transforms are not applied; augmentation is chosen for training.",)
+        names = _class_names(source)
+        if given["class_names"] is None and names is not None:
+            given = {**given, "class_names": names}
         data = _torchvision(source, layout, given, options)
-    else:
-        if transform is not None:
-            notes = ("The data set's own transforms were applied once, while it was read.",)
+    if data is None:
         data = _items(source, layout, given)
+        if getattr(source, "transform", None) or getattr(source, "transforms", None):
+            notes = ("The data set's own transforms were applied once, while it was read.",)
+    elif getattr(source, "transform", None):
+        notes = ("The data set's own transforms are not applied; augmentation is chosen for training.",)
     return dataclasses.replace(data, notes=(*data.notes, *notes))
 
 
-def _torchvision(source: Any, layout: Layout | None, given: dict[str, Any], options: dict[str, Any]) -> ImageData:
-    labels = getattr(source, "targets", getattr(source, "labels", None))
-    names = tuple(getattr(source, "classes", ())) or None
-    if given["class_names"] is None and names is not None:
-        given = {**given, "class_names": names}
-    if hasattr(source, "samples") and labels is not None:
+def _reads_as(source: Any, kind: type[Any]) -> bool:
+    """Whether items come as ``kind`` gives them: a class derived from it may give other labels."""
+    return type(source).__getitem__ is kind.__getitem__  # type: ignore[attr-defined]
+
+
+def _class_names(source: Any) -> tuple[str, ...] | None:
+    """Of a torchvision set, where its labels still are the classes that it names."""
+    if getattr(source, "target_transform", None) is not None:
+        return None
+    return tuple(getattr(source, "classes", ())) or None
+
+
+def _torchvision(
+    source: Any, layout: Layout | None, given: dict[str, Any], options: dict[str, Any]
+) -> ImageData | None:
+    """The files or arrays of a torchvision set with the labels of its items; ``None`` where only those have them."""
+    if hasattr(source, "samples"):  # its items read these; ``targets`` is a copy made when the folder was listed
+        from torchvision.datasets.folder import default_loader
+
+        if getattr(source, "loader", default_loader) is not default_loader:
+            return None
         paths = [Path(path) for path, _ in source.samples]
-        return _agreed(from_paths(paths, as_labels(labels), names or (), **options), **given)
-    if hasattr(source, "data") and labels is not None:
+        labels = as_labels(_targets(source, [label for _, label in source.samples]))
+        folder = from_paths(paths, labels, _class_names(source) or (), n_classes=given["n_classes"], **options)
+        return _agreed(folder, **given)
+    found = getattr(source, "targets", getattr(source, "labels", None))
+    if hasattr(source, "data") and found is not None and np.ndim(found) == 1:
         kind = type(source).__name__
         name = named.canonical(kind) or kind  # what noise and augmentation know the same images by
-        return from_arrays(source.data, labels, layout=layout, name=name, **given)
-    return _items(source, layout, given)
+        return from_arrays(source.data, _targets(source, found), layout=layout, name=name, **given)
+    return None
+
+
+def _targets(source: Any, labels: Any) -> Any:
+    """Labels as the items of a torchvision set have them."""
+    change = getattr(source, "target_transform", None)
+    return labels if change is None else [_number_of(change(int(label))) for label in labels]
+
+
+def _number_of(label: Any) -> Any:
+    return int(label) if isinstance(label, Tensor) and label.numel() == 1 else label
 
 
 def _items(source: Any, layout: Layout | None, given: dict[str, Any]) -> ImageData:
@@ -343,7 +374,7 @@ def _items(source: Any, layout: Layout | None, given: dict[str, Any]) -> ImageDa
         except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"Item {row} of {type(source).__name__} is not a pair of image and label.") from error
         images.append(_pixels(image, row, type(source).__name__))
-        labels.append(int(label) if isinstance(label, Tensor) and label.numel() == 1 else label)
+        labels.append(_number_of(label))
     shapes = {tuple(image.shape) for image in images}
     if not images:
         raise UserError(f"{type(source).__name__} has no items.")

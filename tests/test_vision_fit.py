@@ -37,6 +37,12 @@ def fit(method: Any = "normal", train: Any = TRAIN, model: Any = None, **options
     return vision.fit(model or MODEL, train, method=method, **{**FAST, "epochs": 3, **options})
 
 
+def biased(shift: int) -> vision.data.ImageData:
+    """The toy images with a bias; another one for another ``shift``."""
+    bias = (torch.arange(132) + shift) % 2
+    return vision.data.load(TRAIN, attributes={"bias": bias})
+
+
 @pytest.fixture(scope="module")
 def fitted() -> FitResult:
     """DeCA(p) trained on the toy images; read only."""
@@ -201,10 +207,68 @@ def test_an_interrupted_fit_goes_on(tmp_path: Path) -> None:
     rest = fit(**options, checkpoint_path=path)
     np.testing.assert_array_equal(rest.predict_proba(TEST.images), whole.predict_proba(TEST.images))
     assert [{**row, "seconds": 0} for row in rest.history] == [{**row, "seconds": 0} for row in whole.history]
-    with pytest.raises(UserError, match="belongs to another run: its settings"):
+    with pytest.raises(UserError, match="belongs to another run: its option epochs is 3, here it is 4"):
         fit(**{**options, "epochs": 4}, checkpoint_path=path)
     with pytest.raises(UserError, match="belongs to another run: its labels"):
         fit(**options, checkpoint_path=path, train=(DATA.images, DATA.true_labels))
+
+
+def reweighed() -> nn.Module:
+    """The network with one other weight."""
+    model = copy.deepcopy(MODEL)
+    with torch.no_grad():
+        model[6].bias[0] += 1
+    return model
+
+
+BUILT: dict[str, Any] = {"model": network}
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "images": ({}, {"train": (DATA.images ^ 1, DATA.labels)}, "images"),
+    "one pixel": ({}, {"train": (torch.cat([DATA.images[:-1], DATA.images[-1:] ^ 1]), DATA.labels)}, "images"),
+    "a share that validates": ({}, {"valid": 0.3}, "validation is 26, here it is 40"),
+    "images that validate": ({"valid": HELD}, {"valid": (TEST.images ^ 1, TEST.labels)}, "validation is 'images"),
+    "labels that validate": ({"valid": HELD}, {"valid": (TEST.images, TEST.labels.flip(0))}, "validation is 'images"),
+    "clean images": ({"method": "mw_net", "clean": HELD}, {"clean": (TEST.images ^ 1, TEST.labels)}, "clean images"),
+    "weights": ({}, {"model": reweighed()}, "model is 'Sequential .* with weights"),
+    "layers": ({}, {"model": nn.Sequential(*MODEL, nn.Identity())}, "model is 'Sequential"),
+    "what a function builds": (BUILT, {"model": lambda: network(0.5)}, "model is 'Sequential"),
+    "a module for a name": ({"model": "mlp"}, {"model": MODEL}, "model is 'mlp', here it is 'Sequential"),
+    "an option of the method": (
+        {"method": {"name": "gce"}},
+        {"method": {"name": "gce", "q": 0.5}},
+        "option method.q is 0.7, here it is 0.5",
+    ),
+    "an option without a value": ({"second_policy": "randaugment"}, {"second_policy": None}, "option second_policy"),
+    "attributes": ({"train": biased(0)}, {"train": biased(1)}, "attributes"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_checkpoint_of_other_data_or_another_model_is_refused(name: str, tmp_path: Path) -> None:
+    before, change, message = CHANGES[name]
+    path, options = tmp_path / "c.pt", {"epochs": 1, **before}
+    whole = fit(**options, checkpoint_path=path)
+    again = fit(**options, checkpoint_path=path)
+    np.testing.assert_array_equal(again.predict_proba(TEST.images), whole.predict_proba(TEST.images))
+    with pytest.raises(UserError, match=f"belongs to another run: its {message}") as caught:
+        fit(**{**options, **change}, checkpoint_path=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_goes_on_with_images_at_another_place(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for row, image in enumerate(DATA.images[:40, 0].numpy()):
+        path = tmp_path / "one" / f"{row % 2}" / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    file, lazy = tmp_path / "c.pt", {"memory": 0}
+    fit(model="mlp", train=vision.data.load(tmp_path / "one", **lazy), epochs=1, checkpoint_path=file)
+    moved = (tmp_path / "one").rename(tmp_path / "two")
+    fit(model="mlp", train=vision.data.load(moved, **lazy), epochs=1, checkpoint_path=file)
+    (moved / "1" / "1.png").rename(moved / "1" / "100.png")
+    with pytest.raises(UserError, match="belongs to another run: its images"):
+        fit(model="mlp", train=vision.data.load(moved, **lazy), epochs=1, checkpoint_path=file)
 
 
 def test_a_probe_draws_the_test_curve_and_changes_nothing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vision import methods, splitters
 from vision.augment import Augment
 from vision.data import ImageData, bias, load, split
 from vision.data.arrays import as_images
+from vision.identity import identity
 from vision.models import Model
 from vision.options import NAMES, TrainOptions, read_train_options
 from vision.run import ENDS, Run, Sets, on_device
@@ -186,7 +186,8 @@ def fit(
             and ``conflicting`` are among them by themselves.
         clean: images with trusted labels, for methods that learn from some.
         seed: everything random follows from it.
-        checkpoint_path: saved to while training, and gone on from where it is there.
+        checkpoint_path: saved to while training, and gone on from where it is there. Images, labels, model and options
+            must be those that it was begun with; a module must have the same weights again, a function draws them anew.
         probe: also measure ``test`` after every epoch.
         observer: told about progress, for example :class:`vision.progress.Progress`, and what was done to the images.
         options: fields of :class:`vision.options.TrainOptions`: epochs, batch_size, lr, ...
@@ -217,8 +218,8 @@ def fit(
     sets = Sets(on_device(learned, device), moved.get("valid"), moved.get("test"), sources, parts)
     run = Run(model, chosen, config, train_options, sets, augment, seed)
     path = None if checkpoint_path is None else Path(checkpoint_path)
-    identity = {"settings": settings, "labels": fingerprint(whole.labels)}
-    loop = run.loop(checkpoint_path=path, identity=identity, observer=observer, probe=probe)
+    same = None if path is None else identity(run, settings, whole, len(rows[1]), others)
+    loop = run.loop(checkpoint_path=path, identity=same, observer=observer, probe=probe)
     loop.resume()
     for note in (*whole.notes, *run.notes()):
         loop.observer.on_note(note)
@@ -349,11 +350,6 @@ def check_names(options: Mapping[str, Any], of_method: set[str], method: str) ->
         raise UserError(
             f"{name} is an option of the method: method={{'name': {method!r}, {name!r}: {options[name]!r}}}."
         )
-
-
-def fingerprint(labels: Tensor) -> str:
-    """A short text that changes with any label."""
-    return hashlib.blake2b(labels.cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 __all__ = ["ENDS", "FitResult", "fit"]

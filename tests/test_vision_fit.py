@@ -559,6 +559,84 @@ def test_the_classifier_follows_the_conventions() -> None:
     assert sklearn.__version__
 
 
+@pytest.fixture(scope="module")
+def named_classes() -> tuple[vision.NoisyLabelClassifier, np.ndarray, np.ndarray]:
+    """A classifier of cats, dogs and eels; images to test it on, and their labels."""
+    names = np.array(["cat", "dog", "eel"])
+    classifier = vision.NoisyLabelClassifier(network, method="normal", options={**FAST, "epochs": 2})
+    classifier.fit(DATA.images.numpy(), names[DATA.labels.numpy()])
+    return classifier, TEST.images.numpy(), names[TEST.labels.numpy()]
+
+
+Named = tuple[vision.NoisyLabelClassifier, np.ndarray, np.ndarray]
+
+
+def test_the_score_is_of_one_label_for_each_image(named_classes: Named) -> None:
+    classifier, x, y = named_classes
+    right = classifier.predict(x) == y
+    assert classifier.score(x, y) == classifier.score(x, list(y)) == right.mean()
+    for labels in (y[:, None], y[0], y[:1], [], [y]):
+        with pytest.raises(UserError, match=r"60 images and labels of shape .*; give one label for each image"):
+            classifier.score(x, labels)
+    assert classifier.score(x, np.full(60, "fox")) == classifier.score(x, np.arange(60)) == 0
+    weights = np.arange(60.0)
+    assert classifier.score(x, y, sample_weight=weights) == pytest.approx((right * weights).sum() / weights.sum())
+    for wrong, message in (
+        (weights[:, None], r"weights of shape \(60, 1\)"),
+        (weights[:3], r"weights of shape \(3,\)"),
+        (weights - 1, "0 or more"),
+        (weights * 0, "not all 0"),
+        (weights * np.nan, "must be numbers"),
+        (["heavy"] * 60, "must be numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            classifier.score(x, y, wrong)
+
+
+MISSING: dict[str, tuple[Any, str]] = {
+    "NaN": (np.array([0.0, 1.0, np.nan] * 44), "label of row 2 is nan"),
+    "None": ([0, None, 1] * 44, "label of row 1 is None"),
+    "NaN among text": (["cat", "dog", math.nan] * 44, "label of row 2 is nan"),
+    "None among text": (np.array(["cat", None, "dog"] * 44, dtype=object), "label of row 1 is None"),
+    "no time": (np.array(["2020", "NaT"] * 66, dtype="datetime64[D]"), "label of row 1 is NaT"),
+    "numbers and text": (np.array([1, "cat", "dog"] * 44, dtype=object), "do not sort together"),
+    "a list of numbers and text": ([1, "cat", "dog"] * 44, "do not sort together"),
+    "what does not sort": (np.array([1, 2j, object()] * 44, dtype=object), "do not sort together"),
+    "a ragged list": ([[1], [1, 2], 3] * 44, "not one array"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_labels_that_are_none_are_refused_and_what_was_fitted_stays(named_classes: Named, name: str) -> None:
+    classifier, x, _ = named_classes
+    labels, message = MISSING[name]
+    before = classifier.predict(x).tolist()
+    with pytest.raises(UserError, match=message) as caught:
+        classifier.fit(DATA.images.numpy(), labels)
+    assert "\n" not in str(caught.value)
+    assert classifier.predict(x).tolist() == before
+
+
+def test_missing_labels_of_a_table_are_refused() -> None:
+    import pandas as pd
+
+    for labels in (
+        pd.Series(["cat", pd.NA] * 66),
+        pd.Series([1, None] * 66, dtype="Int64"),
+        pd.Series(["a", None] * 66),
+    ):
+        with pytest.raises(UserError, match="label of row 1 is"):
+            vision.NoisyLabelClassifier("mlp").fit(DATA.images.numpy(), labels)
+
+
+def test_a_second_fit_that_fails_leaves_the_first(named_classes: Named) -> None:
+    classifier, x, y = named_classes
+    before, score = list(classifier.classes_), classifier.score(x, y)
+    with pytest.raises(UserError, match="fewer than one batch"):
+        classifier.fit(x[:6], ["new", "names"] * 3)
+    assert (list(classifier.classes_), classifier.score(x, y)) == (before, score)
+
+
 def test_importing_vision_is_light() -> None:
     code = "import sys, vision\nassert 'torch' not in sys.modules\n"
     code += "vision.fit, vision.NoisyLabelClassifier, vision.register\n"

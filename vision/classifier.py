@@ -65,19 +65,22 @@ class NoisyLabelClassifier:
     def fit(self, X: Any, y: Any) -> NoisyLabelClassifier:
         """Train on images ``X`` (N first) and their labels ``y``, of any type that sorts; returns itself.
 
+        A call that fails leaves an earlier one's attributes as they are.
+
         Raises:
-            UserError: what :func:`vision.fit` refuses.
+            UserError: labels that are missing, of mixed types or not one for each image; and what :func:`vision.fit`
+                refuses.
         """
         from vision.fitting import fit
 
-        y = np.asarray(y)
-        if y.ndim != 1 or len(y) != len(X):
-            raise UserError(f"There are {len(X)} images and labels of shape {y.shape}; give one label for each image.")
-        self.classes_, numbers = np.unique(y, return_inverse=True)
+        try:
+            classes, numbers = np.unique(checked_labels(X, y), return_inverse=True)
+        except TypeError:
+            raise UserError(MIXED) from None
         spec = {**(self.method_options or {}), "name": self.method}
         options = dict(self.options or {})
-        self.result_ = fit(self.model, (X, numbers), method=spec, valid=self.valid, seed=self.seed, **options)
-        self.clean_probability_ = self.result_.clean_probability
+        result = fit(self.model, (X, numbers), method=spec, valid=self.valid, seed=self.seed, **options)
+        self.classes_, self.result_, self.clean_probability_ = classes, result, result.clean_probability
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -89,9 +92,31 @@ class NoisyLabelClassifier:
         classes = np.asarray(self._fitted().predict(X))
         return self.classes_[classes]
 
-    def score(self, X: Any, y: Any) -> float:
-        """Accuracy against ``y``, 0 to 1."""
-        return float(np.mean(self.predict(X) == np.asarray(y)))
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy against ``y``, 0 to 1; a label that :meth:`fit` has not seen counts as an error.
+
+        Args:
+            X: images, N first.
+            y: ``(N,)`` labels.
+            sample_weight: ``(N,)`` what each image counts for; ``None`` counts all alike.
+
+        Raises:
+            UserError: labels that are missing, of mixed types or not one for each image; weights that have no mean.
+        """
+        right = self.predict(X) == checked_labels(X, y)
+        if sample_weight is None:
+            return float(np.mean(right))
+        try:
+            weights = np.asarray(sample_weight, dtype=float)
+        except (TypeError, ValueError):
+            raise UserError(NO_WEIGHTS) from None
+        if weights.shape != right.shape:
+            raise UserError(
+                f"There are {len(right)} images and weights of shape {weights.shape}; give one weight for each image."
+            )
+        if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+            raise UserError(NO_WEIGHTS)
+        return float(np.average(right, weights=weights))
 
     def _fitted(self) -> Any:
         if not hasattr(self, "result_"):
@@ -115,3 +140,36 @@ class NoisyLabelClassifier:
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({given})"
+
+
+MIXED = "The labels are of types that do not sort together; give all as numbers or all as text."
+NO_WEIGHTS = "The weights must be numbers of 0 or more, one for each image, and not all 0."
+
+
+def checked_labels(X: Any, y: Any) -> np.ndarray:
+    """``y`` as an array ``(N,)``. Raises ``UserError`` unless it holds one label for each image of ``X``."""
+    try:
+        labels = np.asarray(y)
+    except ValueError:
+        raise UserError("The labels are not one array; give one label for each image.") from None
+    if labels.ndim != 1 or len(labels) != len(X):
+        raise UserError(f"There are {len(X)} images and labels of shape {labels.shape}; give one label for each image.")
+    # A list is looked at as it is: NumPy would make text of None, NaN and numbers that stand among text.
+    listed = labels if labels.dtype.kind not in "OUS" or isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
+    if listed.dtype.kind in "fcmM":
+        missing = np.nonzero(listed != listed)[0][:1].tolist()
+    else:
+        missing = [row for row, label in enumerate(listed) if listed.dtype.kind == "O" and is_missing(label)][:1]
+    if missing:
+        raise UserError(f"The label of row {missing[0]} is {listed[missing[0]]}; every image needs one.")
+    if listed.dtype.kind == "O" and len({isinstance(label, str) for label in listed}) > 1:
+        raise UserError(MIXED)
+    return labels
+
+
+def is_missing(label: Any) -> bool:
+    """Whether a label is ``None``, NaN, or what pandas writes for either."""
+    try:
+        return label is None or bool(label != label)
+    except (TypeError, ValueError):  # pandas.NA is neither itself nor another
+        return True

@@ -286,6 +286,15 @@ def test_validation_images_of_their_own() -> None:
     assert result.measured["valid"]["best_val"]["accuracy"] == pytest.approx(accuracy)
 
 
+@pytest.mark.parametrize(("valid", "plain"), [(np.int64(50), 50), (np.float32(0.25), 0.25), (np.uint8(0), 0)])
+def test_numbers_of_numpy_divide_like_plain_ones(valid: Any, plain: float) -> None:
+    rows, wanted = (fit(valid=each, epochs=1).rows for each in (valid, plain))
+    np.testing.assert_array_equal(rows[1], wanted[1])
+    assert vision.data.split(132, None, valid, 0)[1].tolist() == wanted[1].tolist()
+    with pytest.raises(UserError, match="The validation part is"):
+        fit(valid=np.float32(1.5))
+
+
 def test_images_to_measure_may_all_be_of_one_class() -> None:
     rows = TEST.labels == 1
     one = (TEST.images[rows], TEST.labels[rows])

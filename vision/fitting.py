@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,7 @@ def gather(
         ``(training, validation)`` row numbers of ``whole``; the rows to learn from; ``valid``, ``test`` and ``clean``,
         those that there are; and the further test parts. Raises ``UserError`` for a set that does not fit ``whole``.
     """
-    separate = not isinstance(valid, int | float)
+    separate = not isinstance(valid, numbers.Real)
     if separate:
         rows = (np.arange(len(whole)), np.arange(0))
     else:

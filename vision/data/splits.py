@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,12 +51,12 @@ def split(
 
 
 def _count(n: int, valid: float | int) -> int:
-    whole = isinstance(valid, int) and not isinstance(valid, bool)
-    if isinstance(valid, bool) or not isinstance(valid, int | float) or not valid >= 0 or (not whole and valid >= 1):
+    whole = isinstance(valid, numbers.Integral) and not isinstance(valid, bool)  # NumPy's numbers, too
+    if isinstance(valid, bool) or not isinstance(valid, numbers.Real) or not valid >= 0 or (not whole and valid >= 1):
         raise UserError(f"The validation part is {valid!r}; it must be a share, 0 to below 1, or a number of rows.")
-    count = int(valid) if whole else int(n * valid + 0.5)
+    count = int(valid) if whole else int(n * float(valid) + 0.5)
     if count == 0 and valid > 0:
-        raise UserError(f"A validation share of {valid:g} is less than one row of {n}; raise it, or say 0.")
+        raise UserError(f"A validation share of {float(valid):g} is less than one row of {n}; raise it, or say 0.")
     if count >= n:
         raise UserError(f"{count:,} rows to validate leave none of {n:,} to train on.")
     return count

@@ -90,7 +90,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one image": ({"images": PIXELS[0, :, :, 0]}, r"shape \(5, 7\); it must be \(N, H, W\)"),
     "no image": ({"images": PIXELS[:0], "labels": []}, "There are no images"),
     "ragged": ({"images": [np.zeros((4, 4)), np.zeros((5, 5))]}, "their shapes differ"),
-    "open layout": ({"images": np.zeros((6, 3, 8, 3), np.uint8)}, "channels cannot be told. Say layout"),
+    "open layout": ({"images": np.zeros((6, 3, 8, 3), np.uint8)}, "cannot be told. Read them by vision.data.load"),
     "no such layout": ({"layout": "HWCN"}, "layout is 'HWCN'"),
     "class names": ({"class_names": ("a", "b"), "n_classes": 3}, "2 class names were given for 3 classes"),
     "true labels": ({"true_labels": [0, 1, 2, 0, 1, 9]}, "true label of row 5 is 9"),

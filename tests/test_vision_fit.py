@@ -128,6 +128,69 @@ def test_the_model_is_the_network_that_predicts(fitted: FitResult) -> None:
     assert not fitted.model.training
 
 
+def test_the_model_takes_normalised_images(fitted: FitResult) -> None:
+    inputs = fitted.normalise(TEST.images)
+    assert (inputs.shape, inputs.dtype) == (TEST.images.shape, torch.float32)
+    mean, std = (fitted.settings["augment"][name][0] for name in ("mean", "std"))
+    torch.testing.assert_close(inputs, (TEST.images / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        probability = torch.softmax(fitted.model(inputs), 1)
+    torch.testing.assert_close(probability, fitted.predict_proba(TEST.images))
+    with pytest.raises(UserError, match="training saw"):
+        fitted.normalise(np.zeros((4, 8, 8), np.uint8))
+
+
+class Photos(torch.utils.data.Dataset[Any]):
+    """Items as people write them."""
+
+    def __len__(self) -> int:
+        return len(TEST.images)
+
+    def __getitem__(self, row: int) -> Any:
+        return TEST.images[row].float() / 255, 0
+
+
+def test_sets_are_predicted_in_every_form(fitted: FitResult, tmp_path: Path) -> None:
+    images, labels = TEST.images.numpy(), TEST.labels.numpy()
+    wanted = fitted.predict_proba(images)
+    path = tmp_path / "held.npz"
+    np.savez(path, images=images, labels=labels)
+    pairs = torch.utils.data.TensorDataset(TEST.images, TEST.labels)
+    forms = [HELD, [images, labels], (images, labels[:, None]), (images, ["no", "number"] * 30), path, str(path)]
+    forms += [{"images": images, "labels": labels}, pairs, Photos(), torch.utils.data.Subset(pairs, range(60))]
+    for form in (*forms, vision.data.load(HELD)):
+        found = fitted.predict_proba(form)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(fitted.predict(form), wanted.argmax(1))
+    two = fitted.predict_proba([images[0], images[1]])  # images alone, however many
+    np.testing.assert_allclose(two, wanted[:2], rtol=1e-5)
+    for form, message in (
+        (7, "images"),
+        (None, "images"),
+        ("no-such-set", "Unknown data set"),
+        ({}, "no images"),
+        ([[1], [1, 2], [3]], "shapes differ"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            fitted.predict(form)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_of_odd_channels_are_predicted_as_they_were_trained(channels: int) -> None:
+    images = torch.cat([DATA.images] * channels, 1).numpy()
+    last = images.transpose(0, 2, 3, 1)
+    with pytest.raises(UserError, match=r"vision.data.load\(..., layout="):
+        fit(model="mlp", train=(images, DATA.labels))
+    result = fit(model="mlp", train=vision.data.load((images, DATA.labels), layout="NCHW"), epochs=1)
+    for form in (last, (last, DATA.labels), torch.from_numpy(last)):
+        np.testing.assert_array_equal(np.asarray(result.predict_proba(form)), result.predict_proba(images))
+    assert result.evaluate((last, DATA.labels)) == result.evaluate((images, DATA.labels))
+    with pytest.raises(UserError, match=r"vision.data.load\(..., layout="):
+        result.predict(images[:, :, :5])
+
+
 def test_both_ends_are_measured_and_either_may_predict(fitted: FitResult) -> None:
     try:
         for end in ("last", "best_val"):

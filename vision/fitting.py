@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from recdenoise.observer import Observer
 from vision import methods, splitters
 from vision.augment import Augment
 from vision.data import ImageData, bias, load, split
-from vision.data.arrays import as_images
+from vision.data.arrays import Layout, as_images, as_tensor
 from vision.identity import identity
 from vision.models import Model
 from vision.options import NAMES, TrainOptions, read_train_options
-from vision.run import ENDS, Run, Sets, on_device
+from vision.run import ENDS, Run, Sets, memory_errors, on_device
 
 KIND = "vision result"
 
@@ -56,7 +57,10 @@ class FitResult:
 
     @property
     def model(self) -> nn.Module:
-        """The network that the method trained, in eval mode, on the device."""
+        """The network that the method trained, in eval mode, on the device.
+
+        It takes what :meth:`normalise` gives: floats less the training images' mean, divided by their deviation.
+        """
         return self.run.watched
 
     @property
@@ -69,13 +73,29 @@ class FitResult:
         self.run.use(end)
         return self
 
-    def predict_proba(self, images: Any) -> Any:
-        """Probabilities ``(n, C)`` of images in any form that :func:`fit` takes, or of an ``ImageData``.
+    def normalise(self, images: Any) -> Tensor:
+        """What ``model`` takes, of ``(n, C, H, W)`` images in any form that :meth:`predict_proba` takes.
 
-        A tensor gives a tensor on the CPU, anything else an array.
+        The probabilities are the softmax of ``result.model(result.normalise(images))`` wherever a method answers with
+        this one network alone.
+
+        Returns:
+            ``(n, C, H, W)`` float32 on the device, normalised by the mean and the deviation of the training images;
+            a method whose network reads masks has them as a further channel.
 
         Raises:
-            UserError: images of another shape than those that were trained on.
+            UserError: as :meth:`predict_proba`.
+        """
+        with memory_errors(self.run.options.batch_size):
+            return self.run.task.scan_data(self._shaped(images), lambda inputs: inputs)
+
+    def predict_proba(self, images: Any) -> Any:
+        """Probabilities ``(n, C)`` of images alone, as arrays or tensors, or of a set in any form that :func:`fit` has.
+
+        Labels that come along change nothing. A tensor gives a tensor on the CPU, anything else an array.
+
+        Raises:
+            UserError: images of another shape than those that were trained on, or a set that cannot be read.
         """
         probability = torch.softmax(self._logits(images), 1).cpu()
         return probability if isinstance(images, Tensor) else probability.numpy()
@@ -86,16 +106,33 @@ class FitResult:
         return classes if isinstance(images, Tensor) else classes.numpy()
 
     def _logits(self, images: Any) -> Tensor:
-        shape = tuple(self.settings["shape"])
+        return self.run.logits(self._shaped(images))
+
+    def _shaped(self, images: Any) -> ImageData:
+        """Images on the device. Raises ``UserError`` for another shape than those that were trained on."""
+        shape, images = tuple(self.settings["shape"]), _without_labels(images)
         if isinstance(images, ImageData):
             data = images
+        elif _is_set(images):
+            data = self._read(images)
         else:
-            pixels, _ = as_images(images)
+            values = as_tensor(images, "images")
+            pixels, _ = as_images(values, self._layout(values))
             data = ImageData(pixels, torch.zeros(len(pixels), dtype=torch.int64), self.settings["n_classes"])
         if tuple(data.images.shape[1:]) != shape:
             found = tuple(data.images.shape[1:])
             raise UserError(f"The images have shape {found} (channels, height, width); training saw {shape}.")
-        return self.run.logits(data.to(self.run.task.device))
+        return data.to(self.run.task.device)
+
+    def _layout(self, images: Tensor) -> Layout | None:
+        """Where the channels of images are, as the shape trained on tells it; ``None`` where it does not."""
+        given, (channels, *sides) = tuple(images.shape[1:]), self.settings["shape"]
+        fits: list[Layout] = []
+        if given == (channels, *sides):
+            fits.append("NCHW")
+        if given == (*sides, channels):
+            fits.append("NHWC")
+        return fits[0] if len(fits) == 1 else None
 
     def evaluate(self, data: Any) -> dict[str, dict[str, float]]:
         """Accuracy (0 to 1) and cross-entropy of ``last`` and ``best_val`` on labelled images, in any form of `fit`."""
@@ -109,7 +146,9 @@ class FitResult:
         """Images to measure, which may all be of one class."""
         if isinstance(data, ImageData):
             return data
-        return load(data, n_classes=self.settings["n_classes"], trains=False)
+        images = _without_labels(data)
+        layout = None if images is data else self._layout(as_tensor(images, "images"))
+        return load(data, n_classes=self.settings["n_classes"], layout=layout, trains=False)
 
     def save(self, path: str | Path) -> None:
         """Write weights of both ends, settings, history and clean probabilities to one file.
@@ -155,6 +194,24 @@ class FitResult:
         run.use(state["used"])
         rows = (state["rows"][0].numpy(), state["rows"][1].numpy())
         return FitResult(run, settings, state["clean_probability"].numpy(), rows, state["measured"], state["history"])
+
+
+def _without_labels(given: Any) -> Any:
+    """The images of ``(images, labels)``; anything else as it is, two images in a list included."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        return given
+    try:
+        return given[0] if np.ndim(given[1]) < 2 or np.ndim(given[1]) < np.ndim(given[0]) else given
+    except ValueError:  # a nested list whose rows differ: what is wrong with it is said when it is read
+        return given
+
+
+def _is_set(given: Any) -> bool:
+    """Whether images come with labels: a path or a name, a mapping, a torch data set; not as an array of any kind."""
+    if isinstance(given, str | os.PathLike | Mapping):
+        return True
+    arrays = isinstance(given, Tensor | tuple | list) or hasattr(given, "__array__")
+    return not arrays and hasattr(given, "__getitem__") and hasattr(given, "__len__")
 
 
 def fit(

@@ -56,8 +56,8 @@ def channels_first(images: Tensor, layout: Layout | None) -> Tensor:
         first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
         if first == last:
             raise UserError(
-                f"Images of shape {shape}: which axis holds the channels cannot be told. Say layout='NHWC' or "
-                "layout='NCHW'."
+                f"Images of shape {shape}: which axis holds the channels cannot be told. Read them by "
+                "vision.data.load(..., layout='NHWC') or layout='NCHW'."
             )
         layout = "NCHW" if first else "NHWC"
     if layout not in ("NHWC", "NCHW"):

@@ -709,6 +709,27 @@ def test_a_second_fit_that_fails_leaves_the_first(named_classes: Named) -> None:
     assert (list(classifier.classes_), classifier.score(x, y)) == (before, score)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data.load",
+        "data.biased.COLOURS",
+        "augment.Augment",
+        "fitting.FitResult",
+        "methods.names",
+        "networks.names",
+        "noise.make_noisy",
+        "options.TrainOptions",
+        "progress.Progress",
+    ],
+)
+def test_parts_of_vision_are_there_after_a_plain_import(name: str) -> None:
+    code = f"import vision\nvision.{name}\nassert {name.partition('.')[0]!r} in dir(vision)\n"
+    code += "assert not hasattr(vision, 'dat')\n"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_vision_is_light() -> None:
     code = "import sys, vision\nassert 'torch' not in sys.modules\n"
     code += "vision.fit, vision.NoisyLabelClassifier, vision.register\n"

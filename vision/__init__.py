@@ -36,9 +36,15 @@ _HOMES = {
     "options": ("TrainOptions",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = frozenset(
+    {"augment", "data", "fitting", "instance_noise", "methods", "networks", "noise", "options", "pictures", "progress"}
+)
+"""Those that are written ``vision.data.load`` and so on after a plain ``import vision``."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
@@ -47,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -532,6 +532,8 @@ def labelled(**changes: Any) -> tuple[Any, Any]:
         ({"model": 7}, "The model is 7"),
         ({"model": lambda: None}, "returned NoneType, not a torch"),
         ({"model": "resnet33"}, "resnet33"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, r"without a size yet \(1.weight\): call it"),
+        ({"model": lambda: nn.Sequential(nn.LazyBatchNorm2d(), network())}, r"without a size yet \(0.weight\)"),
         ({"method": "decap"}, "Did you mean 'deca_p'"),
         ({"method": {"name": "deca_p", "c1": 1}}, "Did you mean 'c_1'"),
         ({"method": {"name": "deca_p", "alpha": 2}}, "from 0 to 1"),
@@ -576,6 +578,14 @@ def test_a_gpu_without_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(TrainingError, match="no memory left at batch_size 16: lower batch_size"):
         fit(observer=Full())
+
+
+def test_batches_too_small_for_batch_normalisation_are_one_sentence() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    with pytest.raises(UserError, match=r"Batch normalisation cannot .*raise batch_size, which is 1") as caught:
+        fit(model=flat, batch_size=1, epochs=1)
+    assert "\n" not in str(caught.value)
+    fit(train=(DATA.images[:20], DATA.labels[:20]), batch_size=1, epochs=1)  # with several values for each channel
 
 
 def test_an_operation_that_may_differ_from_run_to_run_is_named() -> None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from recdenoise.errors import UserError
 from recdenoise.resets import redraws
@@ -29,7 +30,7 @@ class Builder:
         weights: file of weights that a named network begins with.
 
     Raises:
-        UserError: an unknown name, or something that is no model.
+        UserError: an unknown name, something that is no model, or a module with weights that have no size yet.
     """
 
     def __init__(
@@ -54,10 +55,14 @@ class Builder:
         """What the model is called in results."""
         if isinstance(self.model, str):
             return self.model
-        return type(self.model).__name__ if isinstance(self.model, nn.Module) else self.model.__name__
+        return (
+            type(self.model).__name__ if isinstance(self.model, nn.Module) else getattr(self.model, "__name__", "model")
+        )
 
     def __call__(self, member: int) -> nn.Module:
         """A member, drawn from the global generator where something is drawn."""
+        if isinstance(self.model, nn.Module):
+            self._check_sizes(self.model)
         if isinstance(self.model, str):
             from vision import networks
 
@@ -73,12 +78,22 @@ class Builder:
             model = self.model()
             if not isinstance(model, nn.Module):
                 raise UserError(f"The function {self.name} returned {type(model).__name__}, not a torch.nn.Module.")
+            self._check_sizes(model)
         if member and self.pretrained:
             head = head_name(model, self.n_classes)
             if head is None:
                 raise UserError(f"{self.name} has no nn.Linear with {self.n_classes} outputs to draw anew.")
             self._redraw(model.get_submodule(head), "The last layer")
         return model
+
+    def _check_sizes(self, model: nn.Module) -> None:
+        """Refuse weights that the first batch would size: until then they can be neither copied anew nor trained."""
+        lazy = [name for name, values in (*model.named_parameters(), *model.named_buffers()) if is_lazy(values)]
+        if lazy:
+            raise UserError(
+                f"{self.name} has weights without a size yet ({lazy[0]}): call it on a batch of images of shape "
+                f"{self.shape} once before it is given, or name the size of every layer."
+            )
 
     @staticmethod
     def _redraw(model: nn.Module, what: str) -> None:

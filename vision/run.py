@@ -151,9 +151,11 @@ class Run:
 
         Raises:
             TrainingError: a loss that is not finite, or a GPU without memory.
+            UserError: batches too small for batch normalisation.
             KeyboardInterrupt: after a checkpoint was saved.
         """
-        with deterministic(self.options.deterministic), memory_errors(self.options.batch_size):
+        size = self.options.batch_size
+        with deterministic(self.options.deterministic), memory_errors(size), norm_errors(size):
             self.history = loop.run()
         best = copy_weights(loop.answering)
         self.ends = {"best_val": best, "last": {**best, **loop.last_weights}}
@@ -312,4 +314,20 @@ def memory_errors(batch_size: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"The GPU has no memory left at batch_size {batch_size}: lower batch_size, or set precision to bf16."
+        ) from error
+
+
+@contextlib.contextmanager
+def norm_errors(batch_size: int) -> Iterator[None]:
+    """A batch with one value for each channel, which batch normalisation refuses, becomes a sentence.
+
+    Whether there is one follows from the layers before and from what the method takes of a batch: torch finds it out.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise UserError(
+            f"Batch normalisation cannot train on one value for each channel: raise batch_size, which is {batch_size}."
         ) from error

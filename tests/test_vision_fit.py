@@ -318,6 +318,18 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(name: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_knows_the_weights_of_a_file(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        fit(model="mlp", epochs=1, seed=seed).save(tmp_path / f"{seed}.pt")
+    options: dict[str, Any] = {"model": "mlp", "epochs": 1, "weights": str(tmp_path / "0.pt")}
+    options["checkpoint_path"] = tmp_path / "c.pt"
+    fit(**options)
+    fit(**options)
+    (tmp_path / "1.pt").replace(tmp_path / "0.pt")
+    with pytest.raises(UserError, match="belongs to another run: its model is 'mlp with weights"):
+        fit(**options)
+
+
 def test_a_checkpoint_goes_on_with_images_at_another_place(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -72,17 +72,20 @@ def _labelled(data: ImageData) -> str:
 
 
 def _model(run: Run) -> str:
-    """A network's name; of a module its kind, layers and weights; of what a function builds the kind and layers, since
-    its weights follow from the seed."""
+    """A network's name, and the weights of a file that it begins with; of a module its kind, layers and weights; of
+    what a function builds the kind and layers, since its weights follow from the seed."""
     given = run.builder.model
     if isinstance(given, str):
-        return given
+        begun = run.options.weights is not None
+        return f"{given} with weights {_weights(run.task.new_target(0))}" if begun else given
     model = given if isinstance(given, nn.Module) else run.task.new_target(0)
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory says nothing
     text = f"{type(model).__name__} {hashlib.blake2b(layers.encode(), digest_size=8).hexdigest()}"
-    if model is not given:
-        return text
+    return f"{text} with weights {_weights(given)}" if isinstance(given, nn.Module) else text
+
+
+def _weights(model: nn.Module) -> str:
     found = hashlib.blake2b(digest_size=8)
     for name, value in model.state_dict().items():
         found.update(f"{name} {fingerprint(value) if isinstance(value, Tensor) else repr(value)}\n".encode())
-    return f"{text} with weights {found.hexdigest()}"
+    return found.hexdigest()

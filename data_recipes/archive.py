@@ -60,8 +60,7 @@ def unpack(path: Path, folder: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             with stream, target.open("xb") as out:
                 shutil.copyfileobj(stream, out, _BLOCK)
-    # An encrypted zip file is a RuntimeError, an unknown compression a NotImplementedError.
-    except (zipfile.BadZipFile, tarfile.TarError, *_CUT, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, *_CUT, RuntimeError) as error:  # the last: encrypted, or packed oddly
         raise RecipeError(f"{path} is an archive that is cut short or broken ({error}).") from error
     except OSError as error:
         raise RecipeError(f"Cannot unpack {path}: {because(error)}.") from error

@@ -76,6 +76,14 @@ def convert(value: Any, annotation: Any) -> Any:
     raise TypeError
 
 
+def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"denoiser": {"alpha": 1}}`` as ``{"denoiser.alpha": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
 def read_options(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     """Build the dataclass ``cls`` from ``options``.
 

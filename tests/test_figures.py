@@ -21,6 +21,7 @@ from recdenoise.recbole_adapter.experiment import train
 from recdenoise.recbole_adapter.settings import resolve
 from recdenoise.reports import figures, grid, prediction_figures, runs, table_page, training_figures
 from recdenoise.reports.comparison import Finished, collect
+from recdenoise.reports.run_folder import result_of
 
 FAST = {"train_batch_size": 64, "learning_rate": 0.01}
 
@@ -78,7 +79,7 @@ def test_watching_the_test_changes_no_bit(model: str, denoiser: str, built: Path
 def test_the_last_point_of_a_curve_is_the_test_of_the_last_epoch(built: Path, here: Path) -> None:
     options = {**FAST, "epochs": 2, "valid_selector": "last"}
     runs.run_one(resolve("GMF", str(built), "normal", overrides=options), here / "run", ["test_curve", "users"])
-    result = grid.result_of(here / "run")
+    result = result_of(here / "run")
     assert result is not None
     last = training_figures.read_curve(here / "run")[-1]
     assert last["recall@20"] == result["test"]["recall@20"]

@@ -17,9 +17,11 @@ from click.testing import CliRunner, Result
 
 from recdenoise.cli import cli
 from recdenoise.errors import UserError
+from recdenoise.options import flat_options
 from recdenoise.recbole_adapter.experiment import train
 from recdenoise.reports import grid, published, table_report, workers
 from recdenoise.reports.comparison import Numbers, required_minimum
+from recdenoise.reports.run_folder import result_of
 from recdenoise.reports.workers import Job
 
 
@@ -74,7 +76,7 @@ def test_options_of_a_variant_and_of_the_user_add_up() -> None:
 def test_options_flat_and_nested_are_inverse() -> None:
     nested = {"epochs": 3, "denoiser": {"alpha": 1, "l2": 0.1}}
     flat = {"epochs": 3, "denoiser.alpha": 1, "denoiser.l2": 0.1}
-    assert grid.flat_options(nested) == flat
+    assert flat_options(nested) == flat
     assert grid.nested_options(flat) == nested
 
 
@@ -318,7 +320,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(
     assert 3 < len(rows[0]) < len(rows[1]) == 151
     assert rows[1][: len(rows[0])] == rows[0]  # seconds included: these epochs were not trained again
     whole = train(cells[0].settings, here / "whole")
-    result = grid.result_of(one.folder)
+    result = result_of(one.folder)
     assert result is not None
     assert result["test"] == whole.test
 

@@ -18,6 +18,7 @@ from recdenoise.errors import UserError
 from recdenoise.recbole_adapter.settings import resolve
 from recdenoise.reports import grid, markdown, published, significance, table_report
 from recdenoise.reports.comparison import collect, table_rows
+from recdenoise.reports.run_folder import result_of
 from recdenoise.reports.runs import InTokenOrder, run_one, token_order
 from tests.built_folder import change_training, write_built
 from tests.test_grid import fake
@@ -159,7 +160,7 @@ def test_new_users_are_ranked_again_with_ties_broken(tmp_path: Path) -> None:
     folder = write_built(tmp_path / "data", ("paper",), forget)
     settings = resolve("GMF", str(folder), "normal", overrides={"epochs": 1, "learning_rate": 0.1})
     run_one(settings, tmp_path / "run", ["users", "ties"])
-    result = grid.result_of(tmp_path / "run")
+    result = result_of(tmp_path / "run")
     assert result is not None
     ties = json.loads((tmp_path / "run" / "ties.json").read_text(encoding="utf-8"))
     assert (ties["n_tied"], result["counts"]["n_unseen_users"]) == (0, 2)

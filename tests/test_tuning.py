@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 
 from recdenoise.cli import cli
 from recdenoise.errors import TrainingError, UserError
+from recdenoise.options import flat_options
 from recdenoise.recbole_adapter import experiment
 from recdenoise.reports import tuned, tuning
 from recdenoise.reports.commands import parse_search
-from recdenoise.reports.grid import flat_options
 from recdenoise.reports.tuning import StudySpec, make_spec, run_study
 from tests.built_folder import change_training
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from recdenoise.observer import Observer
 from vision import methods, splitters
 from vision.augment import Augment
 from vision.data import ImageData, bias, load, split
-from vision.data.arrays import Layout, as_images, as_tensor
+from vision.data.arrays import Layout, as_images, as_tensor, is_set, without_labels
 from vision.identity import identity
 from vision.models import Model
 from vision.options import NAMES, TrainOptions, read_train_options
@@ -110,10 +109,10 @@ class FitResult:
 
     def _shaped(self, images: Any) -> ImageData:
         """Images on the device. Raises ``UserError`` for another shape than those that were trained on."""
-        shape, images = tuple(self.settings["shape"]), _without_labels(images)
+        shape, images = tuple(self.settings["shape"]), without_labels(images)
         if isinstance(images, ImageData):
             data = images
-        elif _is_set(images):
+        elif is_set(images):
             data = self._read(images)
         else:
             values = as_tensor(images, "images")
@@ -146,7 +145,7 @@ class FitResult:
         """Images to measure, which may all be of one class."""
         if isinstance(data, ImageData):
             return data
-        images = _without_labels(data)
+        images = without_labels(data)
         layout = None if images is data else self._layout(as_tensor(images, "images"))
         return load(data, n_classes=self.settings["n_classes"], layout=layout, trains=False)
 
@@ -194,24 +193,6 @@ class FitResult:
         run.use(state["used"])
         rows = (state["rows"][0].numpy(), state["rows"][1].numpy())
         return FitResult(run, settings, state["clean_probability"].numpy(), rows, state["measured"], state["history"])
-
-
-def _without_labels(given: Any) -> Any:
-    """The images of ``(images, labels)``; anything else as it is, two images in a list included."""
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        return given
-    try:
-        return given[0] if np.ndim(given[1]) < 2 or np.ndim(given[1]) < np.ndim(given[0]) else given
-    except ValueError:  # a nested list whose rows differ: what is wrong with it is said when it is read
-        return given
-
-
-def _is_set(given: Any) -> bool:
-    """Whether images come with labels: a path or a name, a mapping, a torch data set; not as an array of any kind."""
-    if isinstance(given, str | os.PathLike | Mapping):
-        return True
-    arrays = isinstance(given, Tensor | tuple | list) or hasattr(given, "__array__")
-    return not arrays and hasattr(given, "__getitem__") and hasattr(given, "__len__")
 
 
 def fit(

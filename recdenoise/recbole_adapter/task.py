@@ -84,7 +84,7 @@ class RecBoleTask:
     @property
     def scan_pairs_at_once(self) -> int:
         """Pairs in a block of :meth:`scan_pairs`: as many as every network seen so far takes at once."""
-        return min(SCAN_PAIRS, *self._most_pairs.values(), SCAN_PAIRS)
+        return min([SCAN_PAIRS, *self._most_pairs.values()])
 
     def _seeded(self, kind: str | None, *key: int | str) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else []

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from time import time
 from typing import Any
@@ -19,12 +17,12 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, get_local_time, set_color
 from torch import Tensor, nn
 
-import recdenoise
 from recdenoise.denoisers import Clock, Denoiser, DenoiserConfig, Stage
 from recdenoise.denoisers.deca import DeCAConfig
 from recdenoise.errors import UserError
-from recdenoise.loop import Loop, LoopConfig, Observer
+from recdenoise.loop import Loop, Observer
 from recdenoise.recbole_adapter.flag import loop_config, read_flag, validates
+from recdenoise.recbole_adapter.identity import identity
 from recdenoise.recbole_adapter.loaders import WholeRows
 from recdenoise.recbole_adapter.models import MODELS, paper_model_config
 from recdenoise.recbole_adapter.recbole_config import read_yaml, resolve_model
@@ -107,22 +105,6 @@ def pointwise_note(model: type, method: str) -> str | None:
         f"{model.__name__} is a pairwise model: {method} trains it pointwise, on the logits of observed and sampled "
         "pairs, and its own loss is not used."
     )
-
-
-def model_options(config: Any) -> dict[str, Any]:
-    """Options of the model: those that RecBole counts to none of its own categories, as text."""
-    others = {name for names in config.parameters.values() for name in names} | RESERVED_OPTIONS
-    return {
-        key: repr(value)
-        for key, value in sorted(config.final_config_dict.items())
-        if key not in others
-        and not key.startswith("denoiser")
-        and isinstance(value, bool | int | float | str | list | None)
-    }
-
-
-RESERVED_OPTIONS = {"worker", "local_rank", "wandb_project", "checkpoint_seconds", "dataset", "model", "single_spec"}
-"""What RecBole adds to every config, besides the options of models."""
 
 
 WITHOUT_CUT_OFF = ("auc", "gauc", "mae", "rmse", "logloss")
@@ -286,7 +268,7 @@ class DenoisingTrainer(Trainer):
             settings,
             validate=validation,
             checkpoint_path=path if saved else None,
-            identity=self._identity(dataset, users, items, settings),
+            identity=identity(self.config, self.model, dataset.dataset_name, (users, items), settings),
             observer=observer,
             log_values=reported if validates(config_view(self.config)) else set(),
         )
@@ -301,25 +283,6 @@ class DenoisingTrainer(Trainer):
         self.best_valid_score, self.best_valid_result = result[self.valid_metric], result
         self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
-
-    def _identity(self, dataset: Any, users: Tensor, items: Tensor, settings: LoopConfig) -> dict[str, Any]:
-        """What a checkpoint must share with this run to be continued by it.
-
-        The training pairs are among it: a checkpoint of another split has learned rows that are in the test here.
-        """
-        pairs = torch.stack([users, items]).cpu().numpy().tobytes()
-        loop = {f"option {key}": value for key, value in asdict(settings).items() if key != "checkpoint_seconds"}
-        return {
-            "version": recdenoise.__version__,
-            "model": type(self.model).__name__,
-            "dataset": dataset.dataset_name,
-            "training interactions": f"{len(users)}, {hashlib.blake2b(pairs, digest_size=8).hexdigest()}",
-            "denoiser": self.method.name,
-            **{f"option {key}": value for key, value in model_options(self.config).items()},
-            **loop,
-            "option train_batch_size": int(self.config["train_batch_size"]),
-            **{f"option denoiser.{key}": value for key, value in self.method_config.to_dict().items()},
-        }
 
     def _announce(self) -> None:
         self.logger.info(set_color("Denoiser", "blue") + f": {self.method.title} {self.method_config}")

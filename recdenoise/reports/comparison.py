@@ -10,8 +10,9 @@ from typing import Any
 
 from recdenoise.recbole_adapter.recbole_config import read_yaml
 from recdenoise.reports import published
-from recdenoise.reports.grid import KEPT, Cell, TableSpec, result_of, to_csv
+from recdenoise.reports.grid import KEPT, Cell, TableSpec, to_csv
 from recdenoise.reports.report_text import JOB, read_json
+from recdenoise.reports.run_folder import result_of
 
 MASKED = "masked"
 """Added to the variant of runs that were also tested with training items masked."""

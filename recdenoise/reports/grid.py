@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import itertools
@@ -14,11 +13,11 @@ from typing import Any
 
 from recdenoise import denoisers, presets
 from recdenoise.errors import UserError
-from recdenoise.recbole_adapter.dataset import data_digest, dataset_name, find_folder
-from recdenoise.recbole_adapter.recbole_config import read_yaml
-from recdenoise.recbole_adapter.settings import Settings, from_dict, resolve
+from recdenoise.options import flat_options
+from recdenoise.recbole_adapter.dataset import find_folder
+from recdenoise.recbole_adapter.settings import Settings, resolve
 from recdenoise.reports import published
-from recdenoise.reports.report_text import damaged, read_json
+from recdenoise.reports.run_folder import check_folder, folder_name
 from recdenoise.reports.workers import Job
 
 FIRST_SEED = 2020
@@ -225,14 +224,6 @@ class Cell:
         return "-".join(part for part in parts if part)
 
 
-def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"denoiser": {"alpha": 1}}`` as ``{"denoiser.alpha": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return flat
-
-
 def nested_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Inverse of :func:`flat_options`."""
     nested: dict[str, Any] = {}
@@ -263,11 +254,6 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
         old = merged.get(key)
         merged[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def folder_name(dataset: str) -> str:
-    """What a data set is called in reports and in the folders of its runs."""
-    return Path(dataset_name(dataset)).name
 
 
 def plan(
@@ -328,56 +314,6 @@ def plan(
     return cells
 
 
-def result_of(folder: Path) -> dict[str, Any] | None:
-    """``result.json`` of a finished run, else ``None``. Raises ``UserError`` for one that is no run's result."""
-    record = read_json(folder / "result.json", "test", "seconds", "seed", "versions", "epochs", "selector")
-    parts = () if record is None else (record[name] for name in ("test", "seconds", "versions", "epochs"))
-    if not all(isinstance(part, dict) for part in parts):
-        raise damaged(folder / "result.json")
-    return record
-
-
-def check_folder(settings: Settings, folder: Path) -> None:
-    """Refuse a folder whose run has other settings: its numbers would stand in the wrong place.
-
-    Raises:
-        UserError: it names the first option that differs, or the data set whose files do.
-    """
-    if not (folder / "config.yaml").is_file():
-        return
-    saved = flat_options(from_dict(read_yaml(folder / "config.yaml")).to_dict())
-    wanted = flat_options(from_dict(settings.to_dict()).to_dict())
-    for key in dict.fromkeys([*wanted, *saved]):
-        if key != "dataset" and saved.get(key) != wanted.get(key):
-            raise UserError(
-                f"{folder} holds a run with {key} = {saved.get(key)!r}, here it is {wanted.get(key)!r}; choose "
-                "another --out, or delete that folder."
-            )
-    check_data((result_of(folder) or {}).get("data"), settings.dataset, settings.protocol, folder)
-
-
-def check_data(trained_on: str | None, dataset: str, protocol: str, where: Path) -> None:
-    """Refuse what came of another data set of the same name.
-
-    Args:
-        trained_on: digest of that data; ``None`` where nothing was kept of it.
-        dataset, protocol: the data at hand; one that is not there (any more) is not compared.
-        where: what to name in the message.
-
-    Raises:
-        UserError: the files differ.
-    """
-    here = None
-    if trained_on is not None:
-        with contextlib.suppress(UserError):
-            here = data_digest(dataset, protocol)
-    if here is not None and trained_on != here:
-        raise UserError(
-            f"{where} is of other data of the name {folder_name(dataset)!r} than {dataset} holds now; choose another "
-            "--out, or delete it."
-        )
-
-
 def published_seconds(file: str | None, dataset: str, model: str, title: str) -> float:
     """Seconds of the public code's run: a first guess of which runs are long. Unknown ones are taken to be longest."""
     if file is None:
@@ -397,7 +333,6 @@ def jobs_of(cells: Sequence[Cell], table: TableSpec, out: Path) -> list[Job]:
     for cell in cells:
         folder = out / cell.name
         check_folder(cell.settings, folder)
-        result_of(folder)
         guess = published_seconds(table.public_code, cell.dataset, cell.settings.model, cell.settings.method.title)
         keeps = (word for name in table.keeps for word in ("--keep", name))
         words = ("benchmark", "run", *cell.arguments, "--out", str(folder), *keeps)

@@ -19,7 +19,9 @@ from recdenoise.errors import UserError, unknown_name
 from recdenoise.loop import Loop, Observer
 from recdenoise.recbole_adapter.experiment import Run, RunFiles, check_out, finish, load, prepare, read_record, train
 from recdenoise.recbole_adapter.settings import Settings
-from recdenoise.reports.grid import KEPT, check_folder, damaged, to_csv
+from recdenoise.reports.grid import KEPT, to_csv
+from recdenoise.reports.report_text import damaged
+from recdenoise.reports.run_folder import check_folder
 from recdenoise.reports.suspects import write_detection
 
 METRICS = ("recall", "ndcg")

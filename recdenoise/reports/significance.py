@@ -59,12 +59,10 @@ def signed_rank(base: Mapping[str, float], other: Mapping[str, float]) -> Signed
         raise UserError("The two methods were tested on different users; their runs are of different data.")
     # Rounded: .4 - .2 and .6 - .4 differ in the last bit, and would get two ranks where they share one.
     differences = np.array([other[user] - base[user] for user in base]).round(12)
-    signs, ranks = np.sign(differences), rankdata(np.abs(differences))
-    better, worse = int((signs > 0).sum()), int((signs < 0).sum())
-    p = float(wilcoxon(differences).pvalue) if better or worse else 1.0
-    # Users without a change have the lowest ranks, which shifts the others' alike and must not count.
-    weight = float((signs * (ranks - (signs == 0).sum())).sum())
-    return SignedRank(better, worse, p, int(np.sign(weight)))
+    changed = differences[differences != 0]
+    p = float(wilcoxon(differences).pvalue) if len(changed) else 1.0
+    direction = np.sign((np.sign(changed) * rankdata(np.abs(changed))).sum())
+    return SignedRank(int((changed > 0).sum()), int((changed < 0).sum()), p, int(direction))
 
 
 def mean_users(files: Sequence[Path], metric: str) -> dict[str, float]:

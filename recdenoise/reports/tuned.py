@@ -12,10 +12,11 @@ from typing import Any
 from recdenoise import denoisers
 from recdenoise.errors import UserError
 from recdenoise.reports.comparison import Numbers
-from recdenoise.reports.grid import FIRST_SEED, KEPT, assignments, check_data, published_seconds, to_csv
+from recdenoise.reports.grid import FIRST_SEED, KEPT, assignments, published_seconds, to_csv
 from recdenoise.reports.html import page_of
 from recdenoise.reports.markdown import circumstances, markdown_table, short, show
 from recdenoise.reports.report_text import JOB, read_json
+from recdenoise.reports.run_folder import check_data
 from recdenoise.reports.significance import LEVEL, SignedRank, holm, mean_users, signed_rank
 from recdenoise.reports.table_report import write_texts
 from recdenoise.reports.tuning import StudySpec

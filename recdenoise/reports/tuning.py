@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from recdenoise import checkpoint, denoisers, presets
 from recdenoise.errors import TrainingError, UserError
 from recdenoise.loop import Loop, Observer
+from recdenoise.options import flat_options
 from recdenoise.recbole_adapter.dataset import digest_of, find_folder
 from recdenoise.recbole_adapter.experiment import prepare, train
 from recdenoise.recbole_adapter.settings import DEFAULTS, Settings, resolve
-from recdenoise.reports.grid import FIRST_SEED, check_data, check_folder, flat_options, merge, nested_options, to_csv
+from recdenoise.reports.grid import FIRST_SEED, merge, nested_options, to_csv
+from recdenoise.reports.run_folder import check_data, check_folder
 from recdenoise.reports.runs import read_users as read_users
 from recdenoise.reports.runs import write_users
 from recdenoise.seeds import derive

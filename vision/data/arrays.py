@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -164,3 +166,21 @@ def count_classes(labels: Tensor, n_classes: int | None) -> tuple[int, tuple[str
     absent[inside.cpu()] = False
     names = ", ".join(str(int(each)) for each in absent.nonzero()[:5, 0]) + (", ..." if missing > 5 else "")
     return n_classes, (f"{missing} of {n_classes} classes have no image: {names}.",)
+
+
+def without_labels(given: Any) -> Any:
+    """The images of ``(images, labels)``; anything else as it is, two images in a list included."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        return given
+    try:
+        return given[0] if np.ndim(given[1]) < 2 or np.ndim(given[1]) < np.ndim(given[0]) else given
+    except ValueError:  # a nested list whose rows differ: what is wrong with it is said when it is read
+        return given
+
+
+def is_set(given: Any) -> bool:
+    """Whether images come with labels: a path or a name, a mapping, a torch data set; not as an array of any kind."""
+    if isinstance(given, str | os.PathLike | Mapping):
+        return True
+    arrays = isinstance(given, Tensor | tuple | list) or hasattr(given, "__array__")
+    return not arrays and hasattr(given, "__getitem__") and hasattr(given, "__len__")
